@@ -158,8 +158,13 @@ func connect(ctx context.Context, dsn string) (*pgx.Conn, error) {
 		return nil, fmt.Errorf("reading the DSN: %w", err)
 	}
 	for _, setting := range [][2]string{
-		{"search_path", "tasker_bench_floor"}, {"plan_cache_mode", "force_generic_plan"}, {"jit", "off"},
-		{"enable_seqscan", "off"}, {"enable_bitmapscan", "off"}, {"enable_hashjoin", "off"}, {"enable_mergejoin", "off"},
+		{"search_path", "tasker_bench_floor"},
+		{"plan_cache_mode", "force_generic_plan"},
+		{"jit", "off"},
+		{"enable_seqscan", "off"},
+		{"enable_bitmapscan", "off"},
+		{"enable_hashjoin", "off"},
+		{"enable_mergejoin", "off"},
 	} {
 		cfg.RuntimeParams[setting[0]] = setting[1]
 	}
