@@ -1,0 +1,96 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Lane is a row of table lane.
+type Lane struct {
+	ID          int32
+	NamespaceID int32
+	Handler     string
+	Circuit     string
+	Priority    int
+}
+
+// EnsureNamespace gives a namespace's id, making it on its first use.
+func (s *Store) EnsureNamespace(ctx context.Context, name string) (id int32, err error) {
+	err = s.retry(ctx, func() error {
+		err := s.Cold.QueryRow(ctx, sqlText("upsert_namespace"), name).Scan(&id)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return errAgain // somebody made it after our snapshot
+		}
+		return err
+	})
+	return id, err
+}
+
+// FindNamespace gives a namespace's id; ok is false when nobody has used it yet.
+func (s *Store) FindNamespace(ctx context.Context, name string) (id int32, ok bool, err error) {
+	err = s.Cold.QueryRow(ctx, sqlText("find_namespace"), name).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	return id, err == nil, err
+}
+
+// EnsureLane gives a lane's id, making it on its first use.
+func (s *Store) EnsureLane(ctx context.Context, l Lane) (id int32, err error) {
+	err = s.retry(ctx, func() error {
+		err := s.Cold.QueryRow(ctx, sqlText("upsert_lane"), l.NamespaceID, l.Handler, l.Circuit, l.Priority).Scan(&id)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return errAgain
+		}
+		return err
+	})
+	return id, err
+}
+
+// Lanes reads the lanes of handlers.
+func (s *Store) Lanes(ctx context.Context, namespaceID int32, handlers []string) ([]Lane, error) {
+	rows, err := s.Hot.Query(ctx, sqlText("find_lanes"), namespaceID, handlers)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Lane])
+}
+
+// LaneByID reads one lane.
+func (s *Store) LaneByID(ctx context.Context, id int32) (Lane, error) {
+	rows, err := s.Hot.Query(ctx, sqlText("lane_by_id"), id)
+	if err != nil {
+		return Lane{}, err
+	}
+	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Lane])
+}
+
+// Probed says what stands in a lane.
+type Probed struct {
+	LaneID int32
+	Seq    *int64         // the lowest ready seq
+	DueIn  *time.Duration // until the earliest backing-off step is due; ≤ 0: due
+}
+
+// ProbeLanes looks into lanes without taking anything. Empty ones are absent.
+func (s *Store) ProbeLanes(ctx context.Context, laneIDs []int32) ([]Probed, error) {
+	rows, err := s.Hot.Query(ctx, sqlText("probe_lanes"), laneIDs)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (p Probed, err error) {
+		var (
+			dueAt *time.Time
+			now   time.Time
+		)
+		err = row.Scan(&p.LaneID, &p.Seq, &dueAt, &now)
+		if dueAt != nil {
+			in := dueAt.Sub(now)
+			p.DueIn = &in
+		}
+		return p, err
+	})
+}

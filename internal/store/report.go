@@ -1,0 +1,235 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// Answer is what became of one report of a batch: exactly one of its fields is set.
+type Answer struct {
+	Reported *task.Reported
+	Refused  *task.Error
+	// Late: the token's lease is gone. ReportLate decides it, in a transaction of its own.
+	Late bool
+}
+
+// Flushed is the outcome of one Flush.
+type Flushed struct {
+	Answers []Answer // in the order of the reports
+	Grants  []Grant
+	Change  Change
+}
+
+// held is a lease row as lock_leases.sql shows it.
+type held struct {
+	taskID                         int64
+	stepNo                         int
+	token                          [16]byte
+	laneID, sessionID              int32
+	attempts, failures, dispatches int
+	epoch, lostLeases              int
+	grantedAt                      time.Time
+	confirmedAt                    *time.Time
+}
+
+// stepKey names a step's row.
+type stepKey struct {
+	taskID int64
+	stepNo int
+}
+
+// Flush records the reports of one namespace in one transaction, and grants what claim asks for in the same one: steps
+// that the reports woke included. Reports must differ in their tokens. The reports are recorded when Flush returns
+// without an error; those whose lease is gone are answered Late.
+func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Report, claim *Claim) (f Flushed, err error) {
+	if len(reports) == 0 {
+		f.Grants, err = s.Claim(ctx, namespaceID, claim)
+		return f, err
+	}
+	order := make([]int, len(reports))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(reports[a].Token.Step, reports[b].Token.Step) })
+
+	err = s.inPipeline(ctx, func(p *pipeline) error {
+		f = Flushed{Answers: make([]Answer, len(reports))}
+		locked, err := s.lockLeases(ctx, p, reports, order)
+		if err != nil {
+			return err
+		}
+		b := &pgx.Batch{}
+		var successes, failures []int
+		for _, i := range order {
+			switch r := &reports[i]; {
+			case locked[r.Token.Nonce] == nil:
+				f.Answers[i].Late = true
+			case r.Outcome == task.Success:
+				successes = append(successes, i)
+			default:
+				failures = append(failures, i)
+			}
+		}
+		s.queueComplete(b, namespaceID, reports, successes, locked, &f)
+		s.queueFail(b, namespaceID, reports, failures, locked, &f)
+		if claim != nil && len(claim.Lanes) > 0 {
+			s.queueClaim(b, namespaceID, claim, &f.Grants)
+		}
+		return p.commit(ctx, b, false)
+	})
+	return f, err
+}
+
+func (s *Store) lockLeases(ctx context.Context, p *pipeline, reports []task.Report, order []int) (map[[16]byte]*held, error) {
+	ids, nos, tokens := make([]int64, len(order)), make([]int32, len(order)), make([][16]byte, len(order))
+	for n, i := range order {
+		step := reports[i].Token.Step
+		ids[n], nos[n], tokens[n] = int64(step.Task()), int32(step.No()), reports[i].Token.Nonce //nolint:gosec // ≤ 10,000
+	}
+	locked := make(map[[16]byte]*held, len(order))
+	b := &pgx.Batch{}
+	queueLock(b, ids, nos, tokens, locked)
+	return locked, p.send(ctx, b)
+}
+
+func queueLock(b *pgx.Batch, ids []int64, nos []int32, tokens [][16]byte, locked map[[16]byte]*held) {
+	each(b, "lock_leases", func(rows pgx.Rows) error {
+		h := &held{}
+		if err := rows.Scan(&h.taskID, &h.stepNo, &h.token, &h.laneID, &h.sessionID, &h.attempts, &h.failures, &h.dispatches,
+			&h.epoch, &h.lostLeases, &h.grantedAt, &h.confirmedAt); err != nil {
+			return err
+		}
+		locked[h.token] = h
+		return nil
+	}, ids, nos, tokens)
+}
+
+func (s *Store) queueComplete(b *pgx.Batch, namespaceID int32, reports []task.Report, which []int, locked map[[16]byte]*held, f *Flushed) {
+	if len(which) == 0 {
+		return
+	}
+	n := len(which)
+	ids, nos, digests, results := make([]int64, n), make([]int32, n), make([][]byte, n), make([]string, n)
+	at := make(map[stepKey]int, n)
+	for k, i := range which {
+		r := &reports[i]
+		ids[k], nos[k], digests[k], results[k] = int64(r.Token.Step.Task()), int32(r.Token.Step.No()), r.Digest[:16], r.Results //nolint:gosec // ≤ 10,000
+		at[stepKey{ids[k], r.Token.Step.No()}] = i
+		f.Change.Freed = append(f.Change.Freed, locked[r.Token.Nonce].sessionID)
+	}
+	each(b, "complete", func(rows pgx.Rows) error {
+		var (
+			what    string
+			taskID  *int64
+			stepNo  *int
+			laneID  *int32
+			seq     *int64
+			count   int
+			endedAt *time.Time
+		)
+		if err := rows.Scan(&what, &taskID, &stepNo, &laneID, &seq, &count, &endedAt); err != nil {
+			return err
+		}
+		switch what {
+		case "ended":
+			i := at[stepKey{*taskID, *stepNo}]
+			h := locked[reports[i].Token.Nonce]
+			f.Answers[i].Reported = &task.Reported{
+				Step: reports[i].Token.Step, State: task.StepComplete, Attempts: h.attempts + 1, Dispatches: h.dispatches,
+				LostLeases: h.lostLeases, Epoch: h.epoch, RecordedAt: *endedAt, RetryLimit: count,
+			}
+			f.Change.Tasks = append(f.Change.Tasks, task.ID(*taskID))
+		case "woken":
+			f.Change.Wake = append(f.Change.Wake, Wake{LaneID: *laneID, Seq: *seq, Count: count})
+		}
+		return nil
+	}, s.at(), ids, nos, digests, results, namespaceID)
+}
+
+// failure is one failed dispatch as fail.sql takes it.
+type failure struct {
+	task.Failure
+	step    task.StepID
+	outcome task.Outcome
+	digest  []byte // nil: concluded by the server
+	skip    bool
+	hint    task.Hint
+}
+
+func (s *Store) queueFail(b *pgx.Batch, namespaceID int32, reports []task.Report, which []int, locked map[[16]byte]*held, f *Flushed) {
+	if len(which) == 0 {
+		return
+	}
+	failures := make([]failure, len(which))
+	at := make(map[task.StepID]int, len(which))
+	for k, i := range which {
+		r := &reports[i]
+		failures[k] = failure{Failure: r.Failure, step: r.Token.Step, outcome: r.Outcome, digest: r.Digest[:16], skip: r.Skip, hint: r.Hint}
+		at[r.Token.Step] = i
+		f.Change.Freed = append(f.Change.Freed, locked[r.Token.Nonce].sessionID)
+	}
+	s.queueFailures(b, namespaceID, failures, &f.Change, func(r *task.Reported) { f.Answers[at[r.Step]].Reported = r })
+}
+
+// queueFailures queues fail.sql for leases that the transaction holds, sorted by step.
+func (s *Store) queueFailures(b *pgx.Batch, namespaceID int32, failures []failure, change *Change, concluded func(*task.Reported)) {
+	n := len(failures)
+	var (
+		ids                                            = make([]int64, n)
+		nos                                            = make([]int32, n)
+		outcomes, sources                              = make([]string, n), make([]*string, n)
+		digests                                        = make([][]byte, n)
+		skips                                          = make([]bool, n)
+		after                                          = make([]*time.Duration, n)
+		at                                             = make([]*time.Time, n)
+		jitter                                         = make([]float64, n)
+		codes, messages, classes, stackTraces, details = make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)
+		statuses                                       = make([]*int32, n)
+	)
+	for i, x := range failures {
+		ids[i], nos[i] = int64(x.step.Task()), int32(x.step.No()) //nolint:gosec // ≤ 10,000
+		outcomes[i], digests[i], skips[i] = string(x.outcome), x.digest, x.skip
+		after[i], at[i], sources[i] = x.hint.After, x.hint.At, orNil(string(x.hint.Source))
+		jitter[i] = rand.Float64() //nolint:gosec // jitter, not a secret
+		codes[i], messages[i], classes[i] = orNil(x.ErrorCode), orNil(x.Message), orNil(x.ErrorClass)
+		stackTraces[i], details[i] = orNil(x.StackTrace), orNil(x.Details)
+		if x.HTTPStatus != 0 {
+			status := int32(x.HTTPStatus) //nolint:gosec // 100 … 599
+			statuses[i] = &status
+		}
+	}
+	each(b, "fail", func(rows pgx.Rows) error {
+		var (
+			moved        int
+			taskID       int64
+			stepNo       int
+			laneID       int32
+			failuresNow  int
+			park, source *string
+			code         *string
+			r            task.Reported
+		)
+		if err := rows.Scan(&moved, &taskID, &stepNo, &laneID, &r.Dispatches, &r.Epoch, &r.Attempts, &failuresNow, &r.RetryLimit,
+			&r.LostLeases, &park, &r.RecordedAt, &r.NextRetryAt, &r.AppliedDelay, &source, &r.DelayClamped, &code); err != nil {
+			return err
+		}
+		r.Step, r.State, r.Parked = task.ID(taskID).Step(stepNo), task.StepError, park != nil
+		r.DelaySource, r.ErrorCode = task.DelaySource(deref(source)), deref(code)
+		r.RetryEligible = !r.Parked && !r.NextRetryAt.After(r.RecordedAt)
+		change.Tasks = append(change.Tasks, task.ID(taskID))
+		if r.Parked {
+			change.Settle = append(change.Settle, task.ID(taskID))
+		} else {
+			change.Wake = append(change.Wake, Wake{LaneID: laneID, DueAt: r.NextRetryAt})
+		}
+		concluded(&r)
+		return nil
+	}, s.at(), ids, nos, outcomes, digests, skips, after, at, sources, jitter, codes, messages, classes, statuses, stackTraces, details, namespaceID)
+}

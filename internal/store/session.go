@@ -1,0 +1,116 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// Session is a worker process as it introduces itself.
+type Session struct {
+	WorkerID    string
+	InstanceID  string
+	MaxInFlight int
+	Handlers    []string
+	Labels      []string
+	BuildID     string
+	ClientInfo  string
+}
+
+// SessionLiveFor is how long a session that nobody closed keeps its worker_id, counted from when its server last said
+// that it is alive. It bounds how long a worker waits to come back under a new instance_id after its server was killed.
+const SessionLiveFor = 15 * time.Second
+
+// OpenSession makes the server replicaID the one that grants to a session. WORKER_ID_IN_USE when another instance of the
+// worker is alive.
+func (s *Store) OpenSession(ctx context.Context, namespaceID int32, replicaID [16]byte, w Session) (sessionID, epoch int32, err error) {
+	err = s.Hot.QueryRow(ctx, sqlText("open_session"), namespaceID, w.WorkerID, w.InstanceID, replicaID, w.MaxInFlight, w.Handlers,
+		w.Labels, w.BuildID, w.ClientInfo, SessionLiveFor, s.at()).Scan(&sessionID, &epoch)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, 0, task.Refuse(task.WorkerIDInUse, "another live instance has this worker_id").With("worker_id", w.WorkerID)
+	}
+	return sessionID, epoch, err
+}
+
+// SessionLease is a lease that a session holds.
+type SessionLease struct {
+	Token     task.Token
+	LaneID    int32
+	Confirmed bool
+}
+
+// SessionLeases reads what a session holds.
+func (s *Store) SessionLeases(ctx context.Context, namespaceID, sessionID int32) ([]SessionLease, error) {
+	rows, err := s.Hot.Query(ctx, sqlText("session_leases"), sessionID)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (l SessionLease, err error) {
+		var (
+			id int64
+			no int
+		)
+		l.Token.NamespaceID, l.Token.SessionID = namespaceID, sessionID
+		err = row.Scan(&id, &no, &l.Token.Nonce, &l.Token.Dispatch, &l.LaneID, &l.Confirmed)
+		l.Token.Step = task.ID(id).Step(no)
+		return l, err
+	})
+}
+
+// KeepSessions says that sessions are alive. The answer holds those that this server still has, and whether each is
+// being drained; one that is missing was taken over.
+func (s *Store) KeepSessions(ctx context.Context, sessionIDs, epochs []int32) (drained map[int32]bool, err error) {
+	rows, err := s.Hot.Query(ctx, sqlText("keep_sessions"), sessionIDs, epochs, s.at())
+	if err != nil {
+		return nil, err
+	}
+	drained = make(map[int32]bool, len(sessionIDs))
+	var (
+		id   int32
+		mark bool
+	)
+	_, err = pgx.ForEachRow(rows, []any{&id, &mark}, func() error {
+		drained[id] = mark
+		return nil
+	})
+	return drained, err
+}
+
+// CountLeases counts the leases of each session; a session without any is absent.
+func (s *Store) CountLeases(ctx context.Context, sessionIDs []int32) (map[int32]int, error) {
+	rows, err := s.Hot.Query(ctx, sqlText("count_leases"), sessionIDs)
+	if err != nil {
+		return nil, err
+	}
+	counts := make(map[int32]int, len(sessionIDs))
+	var (
+		id int32
+		n  int
+	)
+	_, err = pgx.ForEachRow(rows, []any{&id, &n}, func() error {
+		counts[id] = n
+		return nil
+	})
+	return counts, err
+}
+
+// CloseSession ends a session, unless another server has it by now.
+func (s *Store) CloseSession(ctx context.Context, sessionID, epoch int32) error {
+	_, err := s.Hot.Exec(ctx, sqlText("close_session"), sessionID, epoch, s.at())
+	return err
+}
+
+// DrainSession stops grants to a worker's session: none is made after it returns. NOT_FOUND semantics are the caller's:
+// ok is false for a session that never was.
+func (s *Store) DrainSession(ctx context.Context, namespaceID int32, workerID, instanceID string) (sessionID int32, ok bool, err error) {
+	var epoch int32
+	err = s.Hot.QueryRow(ctx, sqlText("drain_session"), namespaceID, workerID, instanceID, s.at()).Scan(&sessionID, &epoch)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	return sessionID, err == nil, err
+}

@@ -1,0 +1,128 @@
+-- Grants leases: from each wanted lane the steps that became runnable first, fresh and retried alike, each to the session
+-- that its slot names.
+--
+-- Safe because candidates are locked (SKIP LOCKED: several servers claim side by side) and ready and backoff rows are
+-- never updated, so a locked row is deleted by the same statement. A session's row is share-locked under its epoch: from
+-- the commit of a take-over or a drain on, the old server's grants find no session and leave their rows standing.
+--
+-- $1 at timestamptz,
+-- $2 lane_id int[], $3 after_seq bigint[] (the lane's cursor), $4 wanted int[], $5 slot_offset int[]: a lane each
+-- $6 slot_session int[], $7 slot_token uuid[]: a slot each; the lane's k-th step takes slot slot_offset + k
+-- $8 session_id int[], $9 epoch int[], $10 delivery_timeout interval[], $11 beats boolean[]: a session each, sorted
+-- $12 namespace_id int
+with session as materialized (
+  select w.session_id, asked.delivery_timeout, asked.beats
+  from unnest($8::int[], $9::int[], $10::interval[], $11::boolean[]) as asked (session_id, epoch, delivery_timeout, beats)
+  cross join lateral (
+    select worker_session.session_id
+    from worker_session
+    where worker_session.session_id = asked.session_id and worker_session.epoch = asked.epoch
+      and worker_session.drained_at is null and worker_session.closed_at is null
+    for share
+  ) w
+),
+candidate as materialized (
+  select c.*, ($6::int[])[want.slot_offset + c.place] as session_id, ($7::uuid[])[want.slot_offset + c.place] as token
+  from unnest($2::int[], $3::bigint[], $4::int[], $5::int[]) as want (lane_id, after_seq, wanted, slot_offset)
+  cross join lateral (
+    select standing.*, row_number() over (order by standing.runnable_at, standing.seq)::int as place
+    from (
+      (select * from (select r.ctid as tid, r.lane_id, r.seq, null::timestamptz as due_at, r.runnable_at, r.task_id, r.step_no, r.attempts,
+         r.failures, r.dispatches, r.epoch, r.event_no, r.lost_leases, r.undelivered, r.released, r.skipped, r.started,
+         r.first_started_at
+       from ready r
+       where r.lane_id = want.lane_id and r.seq > want.after_seq
+       order by r.lane_id, r.seq
+       limit want.wanted
+       for update skip locked) fresh)
+      union all
+      (select * from (select b.ctid, b.lane_id, null::bigint, b.due_at, b.due_at, b.task_id, b.step_no, b.attempts,
+         b.failures, b.dispatches, b.epoch, b.event_no, b.lost_leases, b.undelivered, b.released, b.skipped, b.started,
+         b.first_started_at
+       from backoff b
+       where b.lane_id = want.lane_id and b.due_at <= coalesce($1, now())
+       order by b.lane_id, b.due_at
+       limit want.wanted
+       for update skip locked) due)
+    ) standing
+    order by standing.runnable_at, standing.seq
+    limit want.wanted
+  ) c
+),
+granted as materialized (
+  select c.*, session.delivery_timeout, coalesce($1, clock_timestamp()) as granted_at,
+    s.name as step_name, s.retry_limit, s.handler_config, s.parents, s.run_timeout, s.max_elapsed,
+    -- unless set: long enough for the run of a worker that sends no heartbeats, else 30 s
+    coalesce(s.lease_duration, case when session.beats then interval '30 seconds'
+      else greatest(interval '30 seconds', s.run_timeout + interval '5 seconds') end) as lease_duration,
+    t.name as task_name, t.context, t.trace_context, t.deadline
+  from candidate c
+  cross join lateral (select * from session where session.session_id = c.session_id limit 1) session
+  cross join lateral (
+    select step.name, step.retry_limit, step.handler_config, step.parents, step.run_timeout, step.max_elapsed, step.lease_duration
+    from step where step.task_id = c.task_id and step.step_no = c.step_no limit 1
+  ) s
+  cross join lateral (
+    select task.name, task.context, task.trace_context, task.deadline from task where task.task_id = c.task_id limit 1
+  ) t
+),
+taken_ready as (
+  delete from ready where ctid = any (array(select tid from granted where seq is not null))
+  returning 1
+),
+taken_backoff as (
+  delete from backoff where ctid = any (array(select tid from granted where seq is null))
+  returning 1
+),
+leased as (
+  insert into lease (task_id, step_no, lane_id, session_id, token, attempts, failures, dispatches, epoch, event_no, lost_leases,
+    undelivered, released, skipped, started, seq, due_at, runnable_at, first_started_at, granted_at, until, lease_duration,
+    run_timeout, stop_at)
+  select task_id, step_no, lane_id, session_id, token, attempts, failures, dispatches + 1, epoch, event_no + 1, lost_leases,
+    undelivered, released, skipped, started, seq, due_at, runnable_at,
+    case when max_elapsed is not null then coalesce(first_started_at, granted_at) end,
+    granted_at, granted_at + delivery_timeout, lease_duration, run_timeout,
+    least(deadline, coalesce(first_started_at, granted_at) + max_elapsed)
+  from granted
+),
+recorded as (
+  insert into history (recorded_at, namespace_id, kind, task_ids, step_nos, event_nos, dispatches, epochs, session_ids)
+  select max(granted_at), $12, 'dispatched', array_agg(task_id), array_agg(step_no), array_agg(event_no + 1),
+    array_agg(dispatches + 1), array_agg(epoch), array_agg(session_id)
+  from granted having count(*) > 0
+)
+select g.lane_id, g.seq, g.session_id, g.token, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at,
+  g.delivery_timeout, g.lease_duration, g.run_timeout,
+  least(g.deadline, coalesce(g.first_started_at, g.granted_at) + g.max_elapsed) as stop_at,
+  g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.trace_context,
+  cardinality(g.parents) as parent_count, dependency.names, dependency.results,
+  saved.body as checkpoint,
+  f.dispatch as failed_dispatch, f.outcome::text as failed_outcome, f.attempt as failed_attempt, f.ended_at as failed_at,
+  f.error_code, f.message, f.error_class, f.http_status, f.stack_trace, f.details
+from granted g
+left join lateral (
+  -- Results of up to 16 parents ride along; wider joins are read page by page (see dependency_results.sql).
+  select array_agg(p.name order by u.place) as names, array_agg(coalesce(p.results, '{}') order by u.place) as results
+  from unnest(g.parents) with ordinality as u (step_no, place)
+  cross join lateral (
+    select step.name, e.results
+    from step
+    cross join lateral (
+      select step_end.results from step_end where step_end.task_id = g.task_id and step_end.step_no = u.step_no limit 1
+    ) e
+    where step.task_id = g.task_id and step.step_no = u.step_no
+    limit 1
+  ) p
+  where cardinality(g.parents) <= 16
+) dependency on g.parents is not null
+left join lateral (
+  select checkpoint.body from checkpoint where checkpoint.task_id = g.task_id and checkpoint.step_no = g.step_no and g.dispatches > 0 limit 1
+) saved on true
+left join lateral (
+  select step_failure.*
+  from step_failure
+  where g.failures > 0 and step_failure.task_id = g.task_id and step_failure.step_no = g.step_no
+    and step_failure.outcome <> 'lost_lease'
+  order by step_failure.dispatch desc
+  limit 1
+) f on true

@@ -1,0 +1,106 @@
+-- Concludes successful runs whose leases this transaction holds (lock_leases.sql), and wakes what waited for them.
+-- Safe because the lease rows are locked; step_end's key is the last guard against recording twice.
+--
+-- An arrival at a join is a row RETURNED by the insert into step_end. Counters are bumped in one order, root stripes
+-- after all others; the arrival that closes one sees it, since concurrent arrivals queue on the counter's row.
+-- $1 at timestamptz (null: the clock), $2 task_id bigint[], $3 step_no int[], $4 digest bytea[], $5 results text[],
+-- $6 namespace_id int
+with locked as materialized (
+  select l.*, report.digest, report.results, coalesce($1, clock_timestamp()) as ended_at
+  from unnest($2::bigint[], $3::int[], $4::bytea[], $5::text[]) as report (task_id, step_no, digest, results)
+  cross join lateral (
+    select lease.ctid as tid, lease.*
+    from lease
+    where lease.task_id = report.task_id and lease.step_no = report.step_no
+    limit 1
+  ) l
+),
+gone as (
+  delete from lease where ctid = any (array(select tid from locked))
+  returning 1
+),
+ended as (
+  insert into step_end (task_id, step_no, state, attempts, failures, dispatches, lost_leases, epoch, event_no, session_id,
+    token, digest, started_at, ended_at, results)
+  select task_id, step_no, 'complete', attempts + 1, failures, dispatches, lost_leases, epoch, event_no + 1, session_id,
+    token, digest, coalesce(confirmed_at, granted_at), ended_at, results
+  from locked
+  returning task_id, step_no, ended_at
+),
+parent as materialized (
+  select e.task_id, e.step_no, e.ended_at, s.retry_limit, s.children, s.join_children, s.join_stripe, s.join_need
+  from ended e
+  cross join lateral (
+    select step.retry_limit, step.children, step.join_children, step.join_stripe, step.join_need
+    from step
+    where step.task_id = e.task_id and step.step_no = e.step_no
+    limit 1
+  ) s
+),
+arrival as (
+  select p.task_id, c.step_no, c.stripe, c.need, count(*)::int as arrived, max(p.ended_at) as ended_at
+  from parent p
+  cross join lateral unnest(p.join_children, p.join_stripe, p.join_need) as c (step_no, stripe, need)
+  group by p.task_id, c.step_no, c.stripe, c.need
+),
+counted as (
+  insert into join_wait as j (task_id, step_no, stripe, need, arrived)
+  select task_id, step_no, stripe, need, arrived from arrival order by task_id, step_no, stripe
+  on conflict (task_id, step_no, stripe) do update set arrived = j.arrived + excluded.arrived
+  returning j.task_id, j.step_no, j.stripe, j.need, j.arrived
+),
+closed_stripe as (
+  select task_id, step_no, count(*)::int as arrived
+  from counted where stripe >= 0 and arrived = need
+  group by task_id, step_no
+),
+counted_root as (
+  insert into join_wait as j (task_id, step_no, stripe, need, arrived)
+  select task_id, step_no, -1, 16, arrived from closed_stripe order by task_id, step_no
+  on conflict (task_id, step_no, stripe) do update set arrived = j.arrived + excluded.arrived
+  returning j.task_id, j.step_no, j.need, j.arrived
+),
+child as materialized (
+  select p.task_id, c.step_no from parent p cross join lateral unnest(p.children) as c (step_no)
+  union all
+  select task_id, step_no from counted where stripe = -1 and arrived = need
+  union all
+  select task_id, step_no from counted_root where arrived = need
+),
+finished as (
+  insert into task_end (task_id, state, ended_at)
+  select task_id, 'complete', coalesce($1, clock_timestamp()) from child where step_no = 2147483647
+  returning task_id
+),
+woken as (
+  insert into ready (lane_id, task_id, step_no, runnable_at)
+  select s.lane_id, c.task_id, c.step_no, coalesce($1, clock_timestamp())
+  from child c
+  cross join lateral (
+    select step.lane_id from step where step.task_id = c.task_id and step.step_no = c.step_no limit 1
+  ) s
+  where c.step_no <> 2147483647
+  returning lane_id, seq
+),
+recorded as (
+  insert into history (recorded_at, namespace_id, kind, outcome, task_ids, step_nos, event_nos, dispatches, epochs,
+    session_ids, attempts, failures, lost_leases)
+  select max(ended_at), $6, 'concluded', 'success', array_agg(task_id), array_agg(step_no), array_agg(event_no + 1),
+    array_agg(dispatches), array_agg(epoch), array_agg(session_id), array_agg(attempts + 1), array_agg(failures),
+    array_agg(lost_leases)
+  from locked having count(*) > 0
+),
+recorded_end as (
+  insert into history (recorded_at, namespace_id, kind, task_ids, states)
+  select coalesce($1, clock_timestamp()), $6, 'task_ended', array_agg(task_id), array_agg('complete'::text)
+  from finished having count(*) > 0
+)
+select 'gone' as what, null::bigint as task_id, null::int as step_no, null::int as lane_id, null::bigint as seq,
+  must_move(count(*), cardinality($2::bigint[])) as count, null::timestamptz as ended_at from gone
+union all
+-- count is the step's retry_limit here
+select 'ended', task_id, step_no, null, null, retry_limit, ended_at from parent
+union all
+select 'woken', null, null, lane_id, min(seq), count(*)::int, null from woken group by lane_id
+union all
+select 'finished', task_id, null, null, null, 1, null from finished

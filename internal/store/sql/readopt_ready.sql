@@ -1,0 +1,17 @@
+-- Gives a step that waits, only because its last dispatch came back without a result, its lease again, so that the late
+-- report of that dispatch is concluded like any other. The row's lock decides against a claim.
+-- $1 at timestamptz, $2 task_id bigint, $3 step_no int, $4 token uuid, $5 dispatch int, $6 session_id int
+with locked as materialized (
+  select ready.ctid as tid, ready.* from ready
+  where task_id = $2 and step_no = $3 and last_token = $4 and dispatches = $5
+  for update
+),
+gone as (
+  delete from ready where ctid = any (array(select tid from locked))
+)
+insert into lease (task_id, step_no, lane_id, session_id, token, attempts, failures, dispatches, epoch, event_no, lost_leases,
+  undelivered, released, skipped, started, seq, runnable_at, first_started_at, granted_at, until, lease_duration)
+select task_id, step_no, lane_id, $6, last_token, attempts, failures, dispatches, epoch, event_no, lost_leases,
+  undelivered, released, skipped, started, seq, runnable_at, first_started_at, coalesce($1, clock_timestamp()),
+  coalesce($1, clock_timestamp()), interval '0'
+from locked
