@@ -326,7 +326,8 @@ type Step struct {
 	RetryEligible bool `protobuf:"varint,7,opt,name=retry_eligible,json=retryEligible,proto3" json:"retry_eligible,omitempty"`
 	// Whether a worker would be given this step next: exactly what ReadySteps would send if one asked now.
 	ReadyForExecution bool `protobuf:"varint,8,opt,name=ready_for_execution,json=readyForExecution,proto3" json:"ready_for_execution,omitempty"`
-	// Names of the parents that are not complete or resolved_manually.
+	// Names of the ancestors that failed for good and keep this step from ever running until somebody retries, resolves or
+	// completes them. Only the first 32 failed steps of a task are traced. Empty for a step that merely waits for its parents.
 	BlockedBy []string `protobuf:"bytes,9,rep,name=blocked_by,json=blockedBy,proto3" json:"blocked_by,omitempty"`
 	// How many parents it has.
 	TotalParents int32 `protobuf:"varint,10,opt,name=total_parents,json=totalParents,proto3" json:"total_parents,omitempty"`
@@ -346,14 +347,14 @@ type Step struct {
 	ParkedReason ParkedReason `protobuf:"varint,17,opt,name=parked_reason,json=parkedReason,proto3,enum=tasker.v1.ParkedReason" json:"parked_reason,omitempty"`
 	// The earliest next dispatch. Unset when permanent, exhausted, never failed or in progress.
 	NextRetryAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=next_retry_at,json=nextRetryAt,proto3" json:"next_retry_at,omitempty"`
-	// When the last failure was recorded. Unset when there was none.
+	// When the last failure since the last reset was recorded. A lost lease is no failure. Unset when there was none.
 	LastFailureAt *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=last_failure_at,json=lastFailureAt,proto3" json:"last_failure_at,omitempty"`
-	// When the last report was recorded. Unset when there was none.
+	// When the last run since the last reset was concluded: the time of its report, not of its start. Unset when there was none.
 	LastAttemptedAt *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=last_attempted_at,json=lastAttemptedAt,proto3" json:"last_attempted_at,omitempty"`
-	// When the last run began. Unset when there was none.
+	// When the last run since the last reset began. Unset when there was none.
 	LastStartedAt *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=last_started_at,json=lastStartedAt,proto3" json:"last_started_at,omitempty"`
-	// The delay the last failure's worker asked for, after clamping. Unset when it asked for none, or after a success. SQL:
-	// backoff_request_seconds. last_attempted_at plus this is next_retry_at.
+	// The delay the last failure's worker asked for, after clamping. last_attempted_at plus this is next_retry_at, exactly. Unset
+	// when it asked for none, and after a success or a reset. SQL: backoff_request_seconds.
 	BackoffRequestDuration *durationpb.Duration `protobuf:"bytes,22,opt,name=backoff_request_duration,json=backoffRequestDuration,proto3" json:"backoff_request_duration,omitempty"`
 	// The last failure of this epoch; its fields stay while the step runs again. Unset when there was none.
 	LastFailure *Failure `protobuf:"bytes,23,opt,name=last_failure,json=lastFailure,proto3" json:"last_failure,omitempty"`
@@ -839,10 +840,8 @@ type Attempt struct {
 	DelayClamped bool `protobuf:"varint,13,opt,name=delay_clamped,json=delayClamped,proto3" json:"delay_clamped,omitempty"`
 	// ended_at plus delay, exactly. Unset when there is no delay.
 	NextRetryAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=next_retry_at,json=nextRetryAt,proto3" json:"next_retry_at,omitempty"`
-	// How long the worker says the run took. Unset when it did not say.
-	RunDuration *durationpb.Duration `protobuf:"bytes,15,opt,name=run_duration,json=runDuration,proto3" json:"run_duration,omitempty"`
 	// A report that came under this dispatch's token after the step had gone on without it. Unset when there was none.
-	LateReport    *LateReport `protobuf:"bytes,16,opt,name=late_report,json=lateReport,proto3" json:"late_report,omitempty"`
+	LateReport    *LateReport `protobuf:"bytes,15,opt,name=late_report,json=lateReport,proto3" json:"late_report,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -971,13 +970,6 @@ func (x *Attempt) GetDelayClamped() bool {
 func (x *Attempt) GetNextRetryAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.NextRetryAt
-	}
-	return nil
-}
-
-func (x *Attempt) GetRunDuration() *durationpb.Duration {
-	if x != nil {
-		return x.RunDuration
 	}
 	return nil
 }
@@ -1141,7 +1133,7 @@ const file_tasker_v1_step_proto_rawDesc = "" +
 	"\vstack_trace\x18\x05 \x01(\tR\n" +
 	"stackTrace\x12\x18\n" +
 	"\adetails\x18\x06 \x01(\tR\adetailsB\x0e\n" +
-	"\f_http_status\"\xf1\x05\n" +
+	"\f_http_status\"\xb3\x05\n" +
 	"\aAttempt\x12\x1a\n" +
 	"\bdispatch\x18\x01 \x01(\x05R\bdispatch\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x05R\aattempt\x12\x14\n" +
@@ -1159,9 +1151,8 @@ const file_tasker_v1_step_proto_rawDesc = "" +
 	"\x05delay\x18\v \x01(\v2\x19.google.protobuf.DurationR\x05delay\x129\n" +
 	"\fdelay_source\x18\f \x01(\x0e2\x16.tasker.v1.DelaySourceR\vdelaySource\x12#\n" +
 	"\rdelay_clamped\x18\r \x01(\bR\fdelayClamped\x12>\n" +
-	"\rnext_retry_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\vnextRetryAt\x12<\n" +
-	"\frun_duration\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\vrunDuration\x126\n" +
-	"\vlate_report\x18\x10 \x01(\v2\x15.tasker.v1.LateReportR\n" +
+	"\rnext_retry_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\vnextRetryAt\x126\n" +
+	"\vlate_report\x18\x0f \x01(\v2\x15.tasker.v1.LateReportR\n" +
 	"lateReport\"\xe1\x01\n" +
 	"\n" +
 	"LateReport\x12;\n" +
@@ -1256,16 +1247,15 @@ var file_tasker_v1_step_proto_depIdxs = []int32{
 	10, // 18: tasker.v1.Attempt.delay:type_name -> google.protobuf.Duration
 	2,  // 19: tasker.v1.Attempt.delay_source:type_name -> tasker.v1.DelaySource
 	9,  // 20: tasker.v1.Attempt.next_retry_at:type_name -> google.protobuf.Timestamp
-	10, // 21: tasker.v1.Attempt.run_duration:type_name -> google.protobuf.Duration
-	8,  // 22: tasker.v1.Attempt.late_report:type_name -> tasker.v1.LateReport
-	9,  // 23: tasker.v1.LateReport.recorded_at:type_name -> google.protobuf.Timestamp
-	3,  // 24: tasker.v1.LateReport.outcome:type_name -> tasker.v1.DispatchOutcome
-	6,  // 25: tasker.v1.LateReport.failure:type_name -> tasker.v1.Failure
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	8,  // 21: tasker.v1.Attempt.late_report:type_name -> tasker.v1.LateReport
+	9,  // 22: tasker.v1.LateReport.recorded_at:type_name -> google.protobuf.Timestamp
+	3,  // 23: tasker.v1.LateReport.outcome:type_name -> tasker.v1.DispatchOutcome
+	6,  // 24: tasker.v1.LateReport.failure:type_name -> tasker.v1.Failure
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_tasker_v1_step_proto_init() }

@@ -7,6 +7,7 @@
 package taskerv1
 
 import (
+	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -619,9 +620,9 @@ func (x *TaskExecutionContext) GetCompletionPercentage() float64 {
 // hands it on and never reads it.
 type TraceContext struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The traceparent header. At most 255 bytes.
+	// The traceparent header. At most 255 bytes without control characters.
 	Traceparent string `protobuf:"bytes,1,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
-	// The tracestate header. At most 512 bytes.
+	// The tracestate header. At most 512 bytes without control characters.
 	Tracestate    string `protobuf:"bytes,2,opt,name=tracestate,proto3" json:"tracestate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -675,7 +676,7 @@ var File_tasker_v1_task_proto protoreflect.FileDescriptor
 
 const file_tasker_v1_task_proto_rawDesc = "" +
 	"\n" +
-	"\x14tasker/v1/task.proto\x12\ttasker.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18tasker/v1/template.proto\"\xa3\x05\n" +
+	"\x14tasker/v1/task.proto\x12\ttasker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18tasker/v1/template.proto\"\xa3\x05\n" +
 	"\x04Task\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -715,11 +716,11 @@ const file_tasker_v1_task_proto_rawDesc = "" +
 	"\x12recommended_action\x18\n" +
 	" \x01(\x0e2\x1c.tasker.v1.RecommendedActionR\x11recommendedAction\x12<\n" +
 	"\rhealth_status\x18\v \x01(\x0e2\x17.tasker.v1.HealthStatusR\fhealthStatus\x123\n" +
-	"\x15completion_percentage\x18\f \x01(\x01R\x14completionPercentage\"P\n" +
-	"\fTraceContext\x12 \n" +
-	"\vtraceparent\x18\x01 \x01(\tR\vtraceparent\x12\x1e\n" +
+	"\x15completion_percentage\x18\f \x01(\x01R\x14completionPercentage\"z\n" +
+	"\fTraceContext\x125\n" +
+	"\vtraceparent\x18\x01 \x01(\tB\x13\xbaH\x10r\x0e(\xff\x012\t^\\P{Cc}*$R\vtraceparent\x123\n" +
 	"\n" +
-	"tracestate\x18\x02 \x01(\tR\n" +
+	"tracestate\x18\x02 \x01(\tB\x13\xbaH\x10r\x0e(\x80\x042\t^\\P{Cc}*$R\n" +
 	"tracestate*\xa4\x01\n" +
 	"\tTaskState\x12\x1a\n" +
 	"\x16TASK_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +

@@ -1593,8 +1593,8 @@ type ReportStepResultRequest struct {
 	//	*ReportStepResultRequest_PermanentFailure
 	//	*ReportStepResultRequest_RetryableFailure
 	Outcome isReportStepResultRequest_Outcome `protobuf_oneof:"outcome"`
-	// How long the run took, by the worker's own monotonic clock. For the record only. A negative one, or one above 365 days, is
-	// taken as absent, never refused.
+	// How long the run took, by the worker's own monotonic clock. For metrics only: the record goes by the database's clock. A
+	// negative one, or one above 365 days, is taken as absent, never refused.
 	RunDuration   *durationpb.Duration `protobuf:"bytes,5,opt,name=run_duration,json=runDuration,proto3" json:"run_duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2055,7 +2055,11 @@ type ReportedStep struct {
 	// Why the step is failed for good. PARKED_REASON_UNSPECIFIED when it is not.
 	ParkedReason ParkedReason `protobuf:"varint,6,opt,name=parked_reason,json=parkedReason,proto3,enum=tasker.v1.ParkedReason" json:"parked_reason,omitempty"`
 	// The dispatch that was reported.
-	Dispatch      int32 `protobuf:"varint,7,opt,name=dispatch,proto3" json:"dispatch,omitempty"`
+	Dispatch int32 `protobuf:"varint,7,opt,name=dispatch,proto3" json:"dispatch,omitempty"`
+	// 1, and one more for every reset of the step by an operator.
+	Epoch int32 `protobuf:"varint,8,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Leases that ended without a result since the last reset.
+	LostLeases    int32 `protobuf:"varint,9,opt,name=lost_leases,json=lostLeases,proto3" json:"lost_leases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2135,6 +2139,20 @@ func (x *ReportedStep) GetParkedReason() ParkedReason {
 func (x *ReportedStep) GetDispatch() int32 {
 	if x != nil {
 		return x.Dispatch
+	}
+	return 0
+}
+
+func (x *ReportedStep) GetEpoch() int32 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ReportedStep) GetLostLeases() int32 {
+	if x != nil {
+		return x.LostLeases
 	}
 	return 0
 }
@@ -3554,7 +3572,7 @@ const file_tasker_v1_worker_service_proto_rawDesc = "" +
 	"\rdelay_clamped\x18\x05 \x01(\bR\fdelayClamped\x12>\n" +
 	"\rnext_retry_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vnextRetryAt\x125\n" +
 	"\rapplied_reach\x18\a \x01(\x0e2\x10.tasker.v1.ReachR\fappliedReach\x12)\n" +
-	"\x10changed_circuits\x18\b \x03(\tR\x0fchangedCircuits\"\x83\x02\n" +
+	"\x10changed_circuits\x18\b \x03(\tR\x0fchangedCircuits\"\xba\x02\n" +
 	"\fReportedStep\x12\x17\n" +
 	"\astep_id\x18\x01 \x01(\tR\x06stepId\x12\x17\n" +
 	"\atask_id\x18\x02 \x01(\tR\x06taskId\x12*\n" +
@@ -3563,7 +3581,10 @@ const file_tasker_v1_worker_service_proto_rawDesc = "" +
 	"\vretry_limit\x18\x05 \x01(\x05R\n" +
 	"retryLimit\x12<\n" +
 	"\rparked_reason\x18\x06 \x01(\x0e2\x17.tasker.v1.ParkedReasonR\fparkedReason\x12\x1a\n" +
-	"\bdispatch\x18\a \x01(\x05R\bdispatch\"o\n" +
+	"\bdispatch\x18\a \x01(\x05R\bdispatch\x12\x14\n" +
+	"\x05epoch\x18\b \x01(\x05R\x05epoch\x12\x1f\n" +
+	"\vlost_leases\x18\t \x01(\x05R\n" +
+	"lostLeases\"o\n" +
 	"\x1dBatchReportStepResultsRequest\x12N\n" +
 	"\areports\x18\x01 \x03(\v2\".tasker.v1.ReportStepResultRequestB\x10\xbaH\r\x92\x01\n" +
 	"\b\x01\x10\xe8\a\"\x03\xd8\x01\x03R\areports\"b\n" +
