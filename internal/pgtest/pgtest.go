@@ -39,10 +39,13 @@ const (
 
 // cluster is the one of this process.
 var cluster struct {
-	once   sync.Once
-	server *postgres.Server
-	err    error
-	serial atomic.Int64
+	once     sync.Once
+	server   *postgres.Server
+	err      error
+	template sync.Once
+	// templateErr is why there is no template.
+	templateErr error
+	serial      atomic.Int64
 }
 
 // DB is a database for one test. It is dropped at the end of the test.
@@ -56,18 +59,22 @@ type DB struct {
 // New makes a database with the current schema.
 func New(t testing.TB) *DB {
 	t.Helper()
-	return newDB(t, templateName)
+	server := Server(t)
+	cluster.template.Do(func() { cluster.templateErr = makeTemplate(server) })
+	if cluster.templateErr != nil {
+		t.Fatalf("making the template database: %v", cluster.templateErr)
+	}
+	return newDB(t, server, templateName)
 }
 
 // NewEmpty makes a database without any schema, for tests of migrations.
 func NewEmpty(t testing.TB) *DB {
 	t.Helper()
-	return newDB(t, "template0")
+	return newDB(t, Server(t), "template0")
 }
 
-func newDB(t testing.TB, template string) *DB {
+func newDB(t testing.TB, server *postgres.Server, template string) *DB {
 	t.Helper()
-	server := Server(t)
 	db := &DB{Name: fmt.Sprintf("test_%d", cluster.serial.Add(1))}
 	admin := fmt.Sprintf("create database %s template %s", db.Name, template)
 	if err := execute(t.Context(), server, admin); err != nil {
@@ -125,7 +132,7 @@ func Server(t testing.TB) *postgres.Server {
 func start() (*postgres.Server, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	server, err := postgres.Start(ctx, postgres.Config{
+	return postgres.Start(ctx, postgres.Config{
 		BinDir:    os.Getenv(BinEnv),
 		Logger:    slog.New(slog.NewTextHandler(io.Discard, nil)),
 		NoFsync:   true,
@@ -138,18 +145,13 @@ func start() (*postgres.Server, error) {
 			"max_wal_size":       "8GB",
 		},
 	})
-	if err != nil {
-		return nil, err
-	}
-	if err := makeTemplate(ctx, server); err != nil {
-		return nil, errors.Join(err, server.Stop(ctx))
-	}
-	return server, nil
 }
 
-func makeTemplate(ctx context.Context, server *postgres.Server) error {
+func makeTemplate(server *postgres.Server) error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
 	if err := execute(ctx, server, "create database "+templateName); err != nil {
-		return fmt.Errorf("making the template database: %w", err)
+		return err
 	}
 	conn, err := pgx.Connect(ctx, server.ConnString(templateName))
 	if err != nil {

@@ -24,8 +24,9 @@ import (
 const (
 	// stopPatience is how long the fast shutdown may take before it becomes the immediate one.
 	stopPatience = 30 * time.Second
-	// killPatience is how long the immediate shutdown may take before the postmaster is killed.
-	killPatience = 5 * time.Second
+	// killPatience is how long the immediate shutdown may take before the postmaster is killed. It leaves the postmaster
+	// the five seconds after which it kills backends that do not end.
+	killPatience = 10 * time.Second
 
 	// A postmaster that dies restartLimit times within restartWindow is given up.
 	restartLimit  = 5

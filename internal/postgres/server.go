@@ -144,7 +144,7 @@ func startOwned(ctx context.Context, cfg Config, dataDir string, lock *os.File) 
 	if err != nil {
 		return nil, err
 	}
-	socketDir, err := makeSocketDir(as)
+	socketDir, err := makeSocketDir(dataDir, as)
 	if err != nil {
 		dir.close()
 		return nil, err

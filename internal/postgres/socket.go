@@ -3,9 +3,11 @@
 package postgres
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 )
 
 const (
@@ -15,11 +17,25 @@ const (
 )
 
 // makeSocketDir makes the private directory that the socket stands in: whoever can enter it is superuser of the database.
-// Its path is short because a socket's path must be, so it is not below the data directory.
-func makeSocketDir(as account) (string, error) {
+// Its path is short because a socket's path must be, so it is not below the data directory. It is the same at each start,
+// as long as nobody else has taken the name, so that pools of joined processes find the next owner's server by themselves.
+//
+// The caller holds the cluster's lock: what is there under the name was left by a killed server.
+func makeSocketDir(dataDir string, as account) (string, error) {
+	if real, err := filepath.EvalSymlinks(dataDir); err == nil {
+		dataDir = real
+	}
+	name := fmt.Sprintf("%s%x", socketDirPrefix, sha256.Sum256([]byte(dataDir)))[:len(socketDirPrefix)+12]
 	var errs []error
 	for _, base := range []string{os.TempDir(), "/tmp", "/var/tmp"} {
-		dir, err := os.MkdirTemp(base, socketDirPrefix)
+		dir := filepath.Join(base, name)
+		err := os.RemoveAll(dir)
+		if err == nil {
+			err = os.Mkdir(dir, 0o700)
+		}
+		if err != nil { // Somebody else's.
+			dir, err = os.MkdirTemp(base, socketDirPrefix)
+		}
 		if err != nil {
 			errs = append(errs, err)
 			continue
