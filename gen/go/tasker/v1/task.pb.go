@@ -178,11 +178,11 @@ const (
 	// blocked_by_failures: an operator retries, resolves or completes the failed steps, or cancels the task.
 	RecommendedAction_RECOMMENDED_ACTION_HANDLE_FAILURES RecommendedAction = 4
 	// all_complete: nothing is left to do but to use the results.
-	RecommendedAction_RECOMMENDED_ACTION_TASK_COMPLETE RecommendedAction = 5
+	RecommendedAction_RECOMMENDED_ACTION_FINALIZE_TASK RecommendedAction = 5
 	// waiting_for_dependencies: nothing; the task is deferred.
 	RecommendedAction_RECOMMENDED_ACTION_WAIT_FOR_DEPENDENCIES RecommendedAction = 6
 	// cancelled: nothing.
-	RecommendedAction_RECOMMENDED_ACTION_TASK_CANCELLED RecommendedAction = 7
+	RecommendedAction_RECOMMENDED_ACTION_NONE RecommendedAction = 7
 )
 
 // Enum value maps for RecommendedAction.
@@ -193,9 +193,9 @@ var (
 		2: "RECOMMENDED_ACTION_WAIT_FOR_COMPLETION",
 		3: "RECOMMENDED_ACTION_WAIT_FOR_RETRY",
 		4: "RECOMMENDED_ACTION_HANDLE_FAILURES",
-		5: "RECOMMENDED_ACTION_TASK_COMPLETE",
+		5: "RECOMMENDED_ACTION_FINALIZE_TASK",
 		6: "RECOMMENDED_ACTION_WAIT_FOR_DEPENDENCIES",
-		7: "RECOMMENDED_ACTION_TASK_CANCELLED",
+		7: "RECOMMENDED_ACTION_NONE",
 	}
 	RecommendedAction_value = map[string]int32{
 		"RECOMMENDED_ACTION_UNSPECIFIED":           0,
@@ -203,9 +203,9 @@ var (
 		"RECOMMENDED_ACTION_WAIT_FOR_COMPLETION":   2,
 		"RECOMMENDED_ACTION_WAIT_FOR_RETRY":        3,
 		"RECOMMENDED_ACTION_HANDLE_FAILURES":       4,
-		"RECOMMENDED_ACTION_TASK_COMPLETE":         5,
+		"RECOMMENDED_ACTION_FINALIZE_TASK":         5,
 		"RECOMMENDED_ACTION_WAIT_FOR_DEPENDENCIES": 6,
-		"RECOMMENDED_ACTION_TASK_CANCELLED":        7,
+		"RECOMMENDED_ACTION_NONE":                  7,
 	}
 )
 
@@ -242,14 +242,14 @@ type HealthStatus int32
 const (
 	// Never sent by a server.
 	HealthStatus_HEALTH_STATUS_UNSPECIFIED HealthStatus = 0
-	// No step is in error.
+	// No step failed for good or waits for a retry.
 	HealthStatus_HEALTH_STATUS_HEALTHY HealthStatus = 1
-	// Some step is in error, and something can still run.
+	// Some step failed for good or waits for a retry, and something can still run.
 	HealthStatus_HEALTH_STATUS_RECOVERING HealthStatus = 2
 	// A step failed for good, and nothing runs until an operator acts.
 	HealthStatus_HEALTH_STATUS_BLOCKED HealthStatus = 3
-	// The task was cancelled.
-	HealthStatus_HEALTH_STATUS_CANCELLED HealthStatus = 4
+	// The task was cancelled: its health means nothing any more.
+	HealthStatus_HEALTH_STATUS_UNKNOWN HealthStatus = 4
 )
 
 // Enum value maps for HealthStatus.
@@ -259,14 +259,14 @@ var (
 		1: "HEALTH_STATUS_HEALTHY",
 		2: "HEALTH_STATUS_RECOVERING",
 		3: "HEALTH_STATUS_BLOCKED",
-		4: "HEALTH_STATUS_CANCELLED",
+		4: "HEALTH_STATUS_UNKNOWN",
 	}
 	HealthStatus_value = map[string]int32{
 		"HEALTH_STATUS_UNSPECIFIED": 0,
 		"HEALTH_STATUS_HEALTHY":     1,
 		"HEALTH_STATUS_RECOVERING":  2,
 		"HEALTH_STATUS_BLOCKED":     3,
-		"HEALTH_STATUS_CANCELLED":   4,
+		"HEALTH_STATUS_UNKNOWN":     4,
 	}
 )
 
@@ -737,22 +737,22 @@ const file_tasker_v1_task_proto_rawDesc = "" +
 	"\"EXECUTION_STATUS_WAITING_FOR_RETRY\x10\x04\x12(\n" +
 	"$EXECUTION_STATUS_BLOCKED_BY_FAILURES\x10\x05\x12\x1e\n" +
 	"\x1aEXECUTION_STATUS_CANCELLED\x10\x06\x12-\n" +
-	")EXECUTION_STATUS_WAITING_FOR_DEPENDENCIES\x10\a*\xd9\x02\n" +
+	")EXECUTION_STATUS_WAITING_FOR_DEPENDENCIES\x10\a*\xcf\x02\n" +
 	"\x11RecommendedAction\x12\"\n" +
 	"\x1eRECOMMENDED_ACTION_UNSPECIFIED\x10\x00\x12*\n" +
 	"&RECOMMENDED_ACTION_EXECUTE_READY_STEPS\x10\x01\x12*\n" +
 	"&RECOMMENDED_ACTION_WAIT_FOR_COMPLETION\x10\x02\x12%\n" +
 	"!RECOMMENDED_ACTION_WAIT_FOR_RETRY\x10\x03\x12&\n" +
 	"\"RECOMMENDED_ACTION_HANDLE_FAILURES\x10\x04\x12$\n" +
-	" RECOMMENDED_ACTION_TASK_COMPLETE\x10\x05\x12,\n" +
-	"(RECOMMENDED_ACTION_WAIT_FOR_DEPENDENCIES\x10\x06\x12%\n" +
-	"!RECOMMENDED_ACTION_TASK_CANCELLED\x10\a*\x9e\x01\n" +
+	" RECOMMENDED_ACTION_FINALIZE_TASK\x10\x05\x12,\n" +
+	"(RECOMMENDED_ACTION_WAIT_FOR_DEPENDENCIES\x10\x06\x12\x1b\n" +
+	"\x17RECOMMENDED_ACTION_NONE\x10\a*\x9c\x01\n" +
 	"\fHealthStatus\x12\x1d\n" +
 	"\x19HEALTH_STATUS_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15HEALTH_STATUS_HEALTHY\x10\x01\x12\x1c\n" +
 	"\x18HEALTH_STATUS_RECOVERING\x10\x02\x12\x19\n" +
-	"\x15HEALTH_STATUS_BLOCKED\x10\x03\x12\x1b\n" +
-	"\x17HEALTH_STATUS_CANCELLED\x10\x04Bu\n" +
+	"\x15HEALTH_STATUS_BLOCKED\x10\x03\x12\x19\n" +
+	"\x15HEALTH_STATUS_UNKNOWN\x10\x04Bu\n" +
 	"\x16com.taskerhq.tasker.v1P\x01Z4github.com/taskerhq/tasker/gen/go/tasker/v1;taskerv1\xaa\x02\tTasker.V1\xca\x02\tTasker\\V1\xea\x02\n" +
 	"Tasker::V1b\x06proto3"
 
