@@ -1,0 +1,42 @@
+package main
+
+import (
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+// cli is what a command may touch of the world around it.
+type cli struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	getenv         func(string) string
+}
+
+// commands makes the subcommands. Each file appends its own from an init function, so that a command is one file and nothing
+// else; the help lists them by name, whatever the order here.
+var commands []func(*cli) *cobra.Command
+
+// exitUsage is the exit status of a command line that cannot be understood.
+const exitUsage = 2
+
+// newRoot makes the command that all others hang on.
+func newRoot(c *cli) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "tasker",
+		Short: "Run tasks made of steps, with retries kept in Postgres",
+		Long: `Tasker runs tasks made of steps. Clients submit tasks, workers take the steps that are ready and report how they
+ended, and all retry and backoff state lives in Postgres, where SQL can read it.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+	}
+	root.SetIn(c.stdin)
+	root.SetOut(c.stdout)
+	root.SetErr(c.stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{code: exitUsage, err: err} })
+	for _, command := range commands {
+		root.AddCommand(command(c))
+	}
+	return root
+}
