@@ -125,7 +125,7 @@ const (
 	// Example: {"domain": "tasker", "reason": "SESSION_TAKEN_OVER", "metadata": {"worker_id": "billing-7", "instance_id": "b7c1"}}
 	ErrorReason_ERROR_REASON_SESSION_TAKEN_OVER ErrorReason = 18
 	// FAILED_PRECONDITION: another live instance uses this worker_id. Give every process its own worker_id, or wait until the
-	// other one is gone (its session ends 30 seconds after its last sign of life).
+	// other one is gone: that is when its last stream ends, or at the latest a minute after its last sign of life.
 	//
 	// Example: {"domain": "tasker", "reason": "WORKER_ID_IN_USE", "metadata": {"worker_id": "billing-7"}}
 	ErrorReason_ERROR_REASON_WORKER_ID_IN_USE ErrorReason = 19

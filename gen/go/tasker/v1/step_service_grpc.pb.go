@@ -37,6 +37,10 @@ const (
 // Acts are recorded with who did them, taken from the credential and never from the request, and with the reason given. An
 // act on a step of a task in state error re-opens the task in the same transaction.
 //
+// Every RPC may also fail with RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING, BAD_CREDENTIAL, ROLE_REQUIRED and INTERNAL; the
+// errors listed at each are its own. See ErrorReason for what to do about each. A request above 8 MiB does not reach the server's
+// own checks and is refused by the transport.
+//
 // For clients (reads) and operators (RetryStep, ResolveStep, CompleteStep, BulkRetrySteps).
 type StepServiceClient interface {
 	// GetStep reads one step.
@@ -162,6 +166,10 @@ func (c *stepServiceClient) BulkRetrySteps(ctx context.Context, in *BulkRetrySte
 //
 // Acts are recorded with who did them, taken from the credential and never from the request, and with the reason given. An
 // act on a step of a task in state error re-opens the task in the same transaction.
+//
+// Every RPC may also fail with RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING, BAD_CREDENTIAL, ROLE_REQUIRED and INTERNAL; the
+// errors listed at each are its own. See ErrorReason for what to do about each. A request above 8 MiB does not reach the server's
+// own checks and is refused by the transport.
 //
 // For clients (reads) and operators (RetryStep, ResolveStep, CompleteStep, BulkRetrySteps).
 type StepServiceServer interface {

@@ -310,27 +310,23 @@ type Task struct {
 	Template *TemplateRef `protobuf:"bytes,4,opt,name=template,proto3" json:"template,omitempty"`
 	// Where the task stands.
 	State TaskState `protobuf:"varint,5,opt,name=state,proto3,enum=tasker.v1.TaskState" json:"state,omitempty"`
-	// The priority of the steps that set none: 0 (most urgent) to 3.
-	Priority int32 `protobuf:"varint,6,opt,name=priority,proto3" json:"priority,omitempty"`
 	// As given at submit.
-	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// As given at submit. Empty when none was.
-	IdempotencyKey string `protobuf:"bytes,8,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// One JSON object, exactly as submitted. Only in GetTask with include_context.
-	Context string `protobuf:"bytes,9,opt,name=context,proto3" json:"context,omitempty"`
+	Context string `protobuf:"bytes,7,opt,name=context,proto3" json:"context,omitempty"`
 	// No step is dispatched before it. Unset when none was given.
-	NotBefore *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
 	// When it is past, what has not ended is given up. Unset when none was given.
-	Deadline *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	// When the submit was recorded.
-	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Who submitted it, from the credential of that call. Empty where there was none.
-	CreatedBy string `protobuf:"bytes,13,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	CreatedBy string `protobuf:"bytes,11,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	// When the task reached the ended state it is in. Unset in pending and in_progress; unset again when an operator re-opens
 	// the task.
-	EndedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
+	EndedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
 	// How many steps it has, 1 to 10,000.
-	StepCount     int32 `protobuf:"varint,15,opt,name=step_count,json=stepCount,proto3" json:"step_count,omitempty"`
+	StepCount     int32 `protobuf:"varint,13,opt,name=step_count,json=stepCount,proto3" json:"step_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -400,25 +396,11 @@ func (x *Task) GetState() TaskState {
 	return TaskState_TASK_STATE_UNSPECIFIED
 }
 
-func (x *Task) GetPriority() int32 {
-	if x != nil {
-		return x.Priority
-	}
-	return 0
-}
-
 func (x *Task) GetLabels() map[string]string {
 	if x != nil {
 		return x.Labels
 	}
 	return nil
-}
-
-func (x *Task) GetIdempotencyKey() string {
-	if x != nil {
-		return x.IdempotencyKey
-	}
-	return ""
 }
 
 func (x *Task) GetContext() string {
@@ -676,28 +658,26 @@ var File_tasker_v1_task_proto protoreflect.FileDescriptor
 
 const file_tasker_v1_task_proto_rawDesc = "" +
 	"\n" +
-	"\x14tasker/v1/task.proto\x12\ttasker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18tasker/v1/template.proto\"\xa3\x05\n" +
+	"\x14tasker/v1/task.proto\x12\ttasker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18tasker/v1/template.proto\"\xde\x04\n" +
 	"\x04Task\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x122\n" +
 	"\btemplate\x18\x04 \x01(\v2\x16.tasker.v1.TemplateRefR\btemplate\x12*\n" +
-	"\x05state\x18\x05 \x01(\x0e2\x14.tasker.v1.TaskStateR\x05state\x12\x1a\n" +
-	"\bpriority\x18\x06 \x01(\x05R\bpriority\x123\n" +
-	"\x06labels\x18\a \x03(\v2\x1b.tasker.v1.Task.LabelsEntryR\x06labels\x12'\n" +
-	"\x0fidempotency_key\x18\b \x01(\tR\x0eidempotencyKey\x12\x18\n" +
-	"\acontext\x18\t \x01(\tR\acontext\x129\n" +
+	"\x05state\x18\x05 \x01(\x0e2\x14.tasker.v1.TaskStateR\x05state\x123\n" +
+	"\x06labels\x18\x06 \x03(\v2\x1b.tasker.v1.Task.LabelsEntryR\x06labels\x12\x18\n" +
+	"\acontext\x18\a \x01(\tR\acontext\x129\n" +
 	"\n" +
-	"not_before\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x126\n" +
-	"\bdeadline\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x129\n" +
+	"not_before\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x126\n" +
+	"\bdeadline\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x129\n" +
 	"\n" +
-	"created_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1d\n" +
+	"created_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1d\n" +
 	"\n" +
-	"created_by\x18\r \x01(\tR\tcreatedBy\x125\n" +
-	"\bended_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1d\n" +
+	"created_by\x18\v \x01(\tR\tcreatedBy\x125\n" +
+	"\bended_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x12\x1d\n" +
 	"\n" +
-	"step_count\x18\x0f \x01(\x05R\tstepCount\x1a9\n" +
+	"step_count\x18\r \x01(\x05R\tstepCount\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdc\x04\n" +

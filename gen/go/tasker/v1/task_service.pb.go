@@ -38,8 +38,7 @@ type TaskSubmission struct {
 	//	*TaskSubmission_Inline
 	Definition isTaskSubmission_Definition `protobuf_oneof:"definition"`
 	// One JSON object, handed verbatim to every step. Empty means {}. It must satisfy the definition's context_schema
-	// (VALIDATION). Together with any step's handler_config at most 1 MiB (PAYLOAD_TOO_LARGE). Numbers are kept digit by digit;
-	// duplicate keys and nesting deeper than 100 are refused (VALIDATION).
+	// (VALIDATION). Together with the handler_config of any one step at most 1 MiB (PAYLOAD_TOO_LARGE).
 	Context string `protobuf:"bytes,4,opt,name=context,proto3" json:"context,omitempty"`
 	// The caller's own name for this submit, unique in the namespace. Default: none, and a repeat makes another task. 1 to 255
 	// bytes without control characters.

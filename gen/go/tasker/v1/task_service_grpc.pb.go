@@ -41,6 +41,14 @@ const (
 // A submit that was answered is durable. A submit whose answer was lost is repeated safely if it bears an idempotency_key:
 // the repeat finds the first one's task. Without a key it would make a second task.
 //
+// JSON payloads (context, handler_config, results) are strings that hold one JSON object each. They are handed on byte for byte,
+// so numbers keep every digit and keys their order. What is not one JSON object, or is nested more than 10,000 deep, is
+// VALIDATION.
+//
+// Every RPC may also fail with RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING, BAD_CREDENTIAL, ROLE_REQUIRED and INTERNAL; the
+// errors listed at each are its own. See ErrorReason for what to do about each. A request above 8 MiB does not reach the server's
+// own checks and is refused by the transport.
+//
 // For clients.
 type TaskServiceClient interface {
 	// SubmitTask makes one task.
@@ -50,7 +58,7 @@ type TaskServiceClient interface {
 	// task has ended and 7 days have passed.
 	//
 	// Errors: VALIDATION, DAG_CYCLE, UNKNOWN_DEPENDENCY, DUPLICATE_STEP, PAYLOAD_TOO_LARGE, TEMPLATE_NOT_FOUND,
-	// IDEMPOTENCY_KEY_REUSED, CONFLICT, RATE_LIMITED, QUOTA_EXCEEDED, DATABASE_UNAVAILABLE, DRAINING.
+	// IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED, CONFLICT.
 	SubmitTask(ctx context.Context, in *SubmitTaskRequest, opts ...grpc.CallOption) (*SubmitTaskResponse, error)
 	// BatchSubmitTasks makes many tasks of one namespace, all of them or, on any error, none. The error's metadata.index is the
 	// place of the offending task in the request.
@@ -90,7 +98,7 @@ type TaskServiceClient interface {
 	// an operator may re-open it, unless until_idle is set. Any other end means: call again with after_revision set to the
 	// greatest revision seen.
 	//
-	// Errors: VALIDATION, TASK_NOT_FOUND, TOO_MANY_STREAMS, DATABASE_UNAVAILABLE, DRAINING.
+	// Errors: VALIDATION, TASK_NOT_FOUND, TOO_MANY_STREAMS.
 	WatchTask(ctx context.Context, in *WatchTaskRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchTaskResponse], error)
 	// PurgeTask deletes an ended task (complete, error or cancelled) with its steps, payloads and idempotency key. What the
 	// history holds of it goes by age. It cannot be undone.
@@ -208,6 +216,14 @@ func (c *taskServiceClient) PurgeTask(ctx context.Context, in *PurgeTaskRequest,
 // A submit that was answered is durable. A submit whose answer was lost is repeated safely if it bears an idempotency_key:
 // the repeat finds the first one's task. Without a key it would make a second task.
 //
+// JSON payloads (context, handler_config, results) are strings that hold one JSON object each. They are handed on byte for byte,
+// so numbers keep every digit and keys their order. What is not one JSON object, or is nested more than 10,000 deep, is
+// VALIDATION.
+//
+// Every RPC may also fail with RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING, BAD_CREDENTIAL, ROLE_REQUIRED and INTERNAL; the
+// errors listed at each are its own. See ErrorReason for what to do about each. A request above 8 MiB does not reach the server's
+// own checks and is refused by the transport.
+//
 // For clients.
 type TaskServiceServer interface {
 	// SubmitTask makes one task.
@@ -217,7 +233,7 @@ type TaskServiceServer interface {
 	// task has ended and 7 days have passed.
 	//
 	// Errors: VALIDATION, DAG_CYCLE, UNKNOWN_DEPENDENCY, DUPLICATE_STEP, PAYLOAD_TOO_LARGE, TEMPLATE_NOT_FOUND,
-	// IDEMPOTENCY_KEY_REUSED, CONFLICT, RATE_LIMITED, QUOTA_EXCEEDED, DATABASE_UNAVAILABLE, DRAINING.
+	// IDEMPOTENCY_KEY_REUSED, QUOTA_EXCEEDED, CONFLICT.
 	SubmitTask(context.Context, *SubmitTaskRequest) (*SubmitTaskResponse, error)
 	// BatchSubmitTasks makes many tasks of one namespace, all of them or, on any error, none. The error's metadata.index is the
 	// place of the offending task in the request.
@@ -257,7 +273,7 @@ type TaskServiceServer interface {
 	// an operator may re-open it, unless until_idle is set. Any other end means: call again with after_revision set to the
 	// greatest revision seen.
 	//
-	// Errors: VALIDATION, TASK_NOT_FOUND, TOO_MANY_STREAMS, DATABASE_UNAVAILABLE, DRAINING.
+	// Errors: VALIDATION, TASK_NOT_FOUND, TOO_MANY_STREAMS.
 	WatchTask(*WatchTaskRequest, grpc.ServerStreamingServer[WatchTaskResponse]) error
 	// PurgeTask deletes an ended task (complete, error or cancelled) with its steps, payloads and idempotency key. What the
 	// history holds of it goes by age. It cannot be undone.

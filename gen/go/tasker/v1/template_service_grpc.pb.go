@@ -33,6 +33,10 @@ const (
 // A registered version never changes and is never removed. A task copies what it needs when it is submitted, so registering
 // a new version touches no task that exists.
 //
+// Every RPC may also fail with RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING, BAD_CREDENTIAL, ROLE_REQUIRED and INTERNAL; the
+// errors listed at each are its own. See ErrorReason for what to do about each. A request above 8 MiB does not reach the server's
+// own checks and is refused by the transport.
+//
 // For clients. Every RPC here may be retried safely.
 type TemplateServiceClient interface {
 	// RegisterTemplate stores a template, or finds that it is already there.
@@ -100,6 +104,10 @@ func (c *templateServiceClient) ListTemplates(ctx context.Context, in *ListTempl
 //
 // A registered version never changes and is never removed. A task copies what it needs when it is submitted, so registering
 // a new version touches no task that exists.
+//
+// Every RPC may also fail with RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING, BAD_CREDENTIAL, ROLE_REQUIRED and INTERNAL; the
+// errors listed at each are its own. See ErrorReason for what to do about each. A request above 8 MiB does not reach the server's
+// own checks and is refused by the transport.
 //
 // For clients. Every RPC here may be retried safely.
 type TemplateServiceServer interface {

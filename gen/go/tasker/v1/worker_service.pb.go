@@ -1706,8 +1706,7 @@ func (*ReportStepResultRequest_RetryableFailure) isReportStepResultRequest_Outco
 // StepSuccess ends a step as complete.
 type StepSuccess struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One JSON object, handed verbatim to the step's dependants. Empty means {}. At most 1 MiB (PAYLOAD_TOO_LARGE). Duplicate
-	// keys and nesting deeper than 100 are refused (VALIDATION).
+	// One JSON object, handed verbatim to the step's dependants. Empty means {}. At most 1 MiB (PAYLOAD_TOO_LARGE).
 	Results       string `protobuf:"bytes,1,opt,name=results,proto3" json:"results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -82,17 +82,24 @@ const (
 // rules. Frames and enum values that you do not know are to be ignored: later servers may send new ones, and announce what
 // they can do in opened.capabilities.
 //
+// JSON payloads (context, handler_config, results, checkpoint, details) are strings that hold one JSON object each, handed on byte
+// for byte: parse them with a parser that keeps 64-bit integers if you use such. What is not one JSON object, or is nested more
+// than 10,000 deep, is VALIDATION.
+//
+// Every RPC may also fail with RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING, BAD_CREDENTIAL, ROLE_REQUIRED and INTERNAL; the
+// errors listed at each are its own. See ErrorReason for what to do about each. A request above 8 MiB does not reach the server's
+// own checks and is refused by the transport.
+//
 // For workers; ListWorkers also for operators.
 type WorkerServiceClient interface {
 	// ReadySteps streams steps that may run now to a worker, as long as it holds fewer than max_in_flight. The oldest due step of
-	// a handler comes first. See the service comment for the protocol and step by step rules.
+	// a handler comes first. The service comment tells the protocol.
 	//
 	// A stream serves one namespace. Streams of one (worker_id, instance_id) share one session and one capacity; the newest
 	// stream gets the frames and the older ends with SESSION_TAKEN_OVER. A namespace that does not exist yet has no steps; the
 	// stream stays open and serves it once it does.
 	//
-	// Errors, all as the end of the stream: VALIDATION, WORKER_ID_IN_USE, SESSION_TAKEN_OVER, TOO_MANY_STREAMS, RATE_LIMITED,
-	// DATABASE_UNAVAILABLE, DRAINING.
+	// Errors, all as the end of the stream: VALIDATION, WORKER_ID_IN_USE, SESSION_TAKEN_OVER, TOO_MANY_STREAMS.
 	ReadySteps(ctx context.Context, in *ReadyStepsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadyStepsResponse], error)
 	// PollReadySteps returns steps that may run now, waiting for the first of them up to wait_duration. It shares session,
 	// capacity and queue with ReadySteps: everything said there holds, leases and confirmation included. An empty answer is
@@ -100,7 +107,7 @@ type WorkerServiceClient interface {
 	//
 	// An answer that was lost costs nothing: its steps were never confirmed and go back after delivery_timeout.
 	//
-	// Errors: VALIDATION, WORKER_ID_IN_USE, RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING.
+	// Errors: VALIDATION, WORKER_ID_IN_USE.
 	PollReadySteps(ctx context.Context, in *PollReadyStepsRequest, opts ...grpc.CallOption) (*PollReadyStepsResponse, error)
 	// ReportStepResult records how a run ended, and answers after the record is durable. The step moves on in the same
 	// transaction: dependants become ready, a failure gets its next_retry_at, or the step fails for good.
@@ -114,7 +121,7 @@ type WorkerServiceClient interface {
 	// said is kept as evidence (Attempt.late_report).
 	//
 	// Errors: VALIDATION (an unset outcome included; the lease stays), PAYLOAD_TOO_LARGE (the lease stays: report a failure
-	// instead), LEASE_LOST, RESULT_CONFLICT, CONFLICT, RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING.
+	// instead), LEASE_LOST, RESULT_CONFLICT, CONFLICT.
 	ReportStepResult(ctx context.Context, in *ReportStepResultRequest, opts ...grpc.CallOption) (*ReportStepResultResponse, error)
 	// BatchReportStepResults records many results in one call. Every report is judged alone and has its own status: the call is
 	// OK even when each entry failed. Entries of one token with the same outcome get the same answer; with another outcome the
@@ -122,25 +129,24 @@ type WorkerServiceClient interface {
 	//
 	// Retrying the call, or any part of it, is as safe as retrying ReportStepResult.
 	//
-	// Errors of the call: VALIDATION (no entry, or more than 1000), PAYLOAD_TOO_LARGE (the request is above 3.5 MiB),
-	// RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING. Errors of an entry: as ReportStepResult.
+	// Errors of the call: VALIDATION (no entry, or more than 1000), PAYLOAD_TOO_LARGE (the request is above 3.5 MiB). Errors of an
+	// entry: as ReportStepResult.
 	BatchReportStepResults(ctx context.Context, in *BatchReportStepResultsRequest, opts ...grpc.CallOption) (*BatchReportStepResultsResponse, error)
 	// HeartbeatSteps confirms and extends leases, may store checkpoints, and tells which leases are lost. Send the tokens of all
 	// running steps together. The first heartbeat of a token confirms its dispatch: from then on the run timeout counts.
 	//
 	// Safe to repeat.
 	//
-	// Errors of the call: VALIDATION (no entry, or more than 1000), PAYLOAD_TOO_LARGE (the request is above 3.5 MiB),
-	// RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING. Errors of an entry: VALIDATION, PAYLOAD_TOO_LARGE (the lease is extended, the
-	// checkpoint is not stored), LEASE_LOST.
+	// Errors of the call: VALIDATION (no entry, or more than 1000), PAYLOAD_TOO_LARGE (the request is above 3.5 MiB). Errors of an
+	// entry: LEASE_LOST; VALIDATION and PAYLOAD_TOO_LARGE, when nothing was done for the entry: beat again at once without its
+	// checkpoint.
 	HeartbeatSteps(ctx context.Context, in *HeartbeatStepsRequest, opts ...grpc.CallOption) (*HeartbeatStepsResponse, error)
 	// ReleaseSteps hands steps back without a result, to be run by somebody else now or after a delay. It costs no attempt, up
 	// to 100 times in a row for one step; each further time counts as a lost lease. A released step keeps its place in the queue.
 	//
-	// Safe to repeat: a token that was released already is answered OK while its step has not been given away again.
+	// Safe to repeat: a token that was released before is LEASE_LOST, and nothing happens to its step.
 	//
-	// Errors of the call: VALIDATION (no entry, or more than 1000), RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING. Errors of an
-	// entry: VALIDATION, LEASE_LOST.
+	// Errors of the call: VALIDATION (no entry, or more than 1000). Errors of an entry: VALIDATION, LEASE_LOST.
 	ReleaseSteps(ctx context.Context, in *ReleaseStepsRequest, opts ...grpc.CallOption) (*ReleaseStepsResponse, error)
 	// DrainWorker stops all grants to one instance: none is made after this call's commit, on any server. It returns when the
 	// instance holds no lease, or at the deadline with the leases left. The stream stays open for revoked frames and heartbeats;
@@ -148,7 +154,7 @@ type WorkerServiceClient interface {
 	//
 	// Safe to repeat. A session that does not exist has nothing to drain and is answered OK.
 	//
-	// Errors: VALIDATION, DATABASE_UNAVAILABLE, DRAINING.
+	// Errors: VALIDATION.
 	DrainWorker(ctx context.Context, in *DrainWorkerRequest, opts ...grpc.CallOption) (*DrainWorkerResponse, error)
 	// GetDependencyResults reads the results of a running step's parents, in pages. It is needed only for those named in
 	// ReadyStep.omitted_dependencies, whose results were too large for the frame.
@@ -321,17 +327,24 @@ func (c *workerServiceClient) ListWorkers(ctx context.Context, in *ListWorkersRe
 // rules. Frames and enum values that you do not know are to be ignored: later servers may send new ones, and announce what
 // they can do in opened.capabilities.
 //
+// JSON payloads (context, handler_config, results, checkpoint, details) are strings that hold one JSON object each, handed on byte
+// for byte: parse them with a parser that keeps 64-bit integers if you use such. What is not one JSON object, or is nested more
+// than 10,000 deep, is VALIDATION.
+//
+// Every RPC may also fail with RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING, BAD_CREDENTIAL, ROLE_REQUIRED and INTERNAL; the
+// errors listed at each are its own. See ErrorReason for what to do about each. A request above 8 MiB does not reach the server's
+// own checks and is refused by the transport.
+//
 // For workers; ListWorkers also for operators.
 type WorkerServiceServer interface {
 	// ReadySteps streams steps that may run now to a worker, as long as it holds fewer than max_in_flight. The oldest due step of
-	// a handler comes first. See the service comment for the protocol and step by step rules.
+	// a handler comes first. The service comment tells the protocol.
 	//
 	// A stream serves one namespace. Streams of one (worker_id, instance_id) share one session and one capacity; the newest
 	// stream gets the frames and the older ends with SESSION_TAKEN_OVER. A namespace that does not exist yet has no steps; the
 	// stream stays open and serves it once it does.
 	//
-	// Errors, all as the end of the stream: VALIDATION, WORKER_ID_IN_USE, SESSION_TAKEN_OVER, TOO_MANY_STREAMS, RATE_LIMITED,
-	// DATABASE_UNAVAILABLE, DRAINING.
+	// Errors, all as the end of the stream: VALIDATION, WORKER_ID_IN_USE, SESSION_TAKEN_OVER, TOO_MANY_STREAMS.
 	ReadySteps(*ReadyStepsRequest, grpc.ServerStreamingServer[ReadyStepsResponse]) error
 	// PollReadySteps returns steps that may run now, waiting for the first of them up to wait_duration. It shares session,
 	// capacity and queue with ReadySteps: everything said there holds, leases and confirmation included. An empty answer is
@@ -339,7 +352,7 @@ type WorkerServiceServer interface {
 	//
 	// An answer that was lost costs nothing: its steps were never confirmed and go back after delivery_timeout.
 	//
-	// Errors: VALIDATION, WORKER_ID_IN_USE, RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING.
+	// Errors: VALIDATION, WORKER_ID_IN_USE.
 	PollReadySteps(context.Context, *PollReadyStepsRequest) (*PollReadyStepsResponse, error)
 	// ReportStepResult records how a run ended, and answers after the record is durable. The step moves on in the same
 	// transaction: dependants become ready, a failure gets its next_retry_at, or the step fails for good.
@@ -353,7 +366,7 @@ type WorkerServiceServer interface {
 	// said is kept as evidence (Attempt.late_report).
 	//
 	// Errors: VALIDATION (an unset outcome included; the lease stays), PAYLOAD_TOO_LARGE (the lease stays: report a failure
-	// instead), LEASE_LOST, RESULT_CONFLICT, CONFLICT, RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING.
+	// instead), LEASE_LOST, RESULT_CONFLICT, CONFLICT.
 	ReportStepResult(context.Context, *ReportStepResultRequest) (*ReportStepResultResponse, error)
 	// BatchReportStepResults records many results in one call. Every report is judged alone and has its own status: the call is
 	// OK even when each entry failed. Entries of one token with the same outcome get the same answer; with another outcome the
@@ -361,25 +374,24 @@ type WorkerServiceServer interface {
 	//
 	// Retrying the call, or any part of it, is as safe as retrying ReportStepResult.
 	//
-	// Errors of the call: VALIDATION (no entry, or more than 1000), PAYLOAD_TOO_LARGE (the request is above 3.5 MiB),
-	// RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING. Errors of an entry: as ReportStepResult.
+	// Errors of the call: VALIDATION (no entry, or more than 1000), PAYLOAD_TOO_LARGE (the request is above 3.5 MiB). Errors of an
+	// entry: as ReportStepResult.
 	BatchReportStepResults(context.Context, *BatchReportStepResultsRequest) (*BatchReportStepResultsResponse, error)
 	// HeartbeatSteps confirms and extends leases, may store checkpoints, and tells which leases are lost. Send the tokens of all
 	// running steps together. The first heartbeat of a token confirms its dispatch: from then on the run timeout counts.
 	//
 	// Safe to repeat.
 	//
-	// Errors of the call: VALIDATION (no entry, or more than 1000), PAYLOAD_TOO_LARGE (the request is above 3.5 MiB),
-	// RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING. Errors of an entry: VALIDATION, PAYLOAD_TOO_LARGE (the lease is extended, the
-	// checkpoint is not stored), LEASE_LOST.
+	// Errors of the call: VALIDATION (no entry, or more than 1000), PAYLOAD_TOO_LARGE (the request is above 3.5 MiB). Errors of an
+	// entry: LEASE_LOST; VALIDATION and PAYLOAD_TOO_LARGE, when nothing was done for the entry: beat again at once without its
+	// checkpoint.
 	HeartbeatSteps(context.Context, *HeartbeatStepsRequest) (*HeartbeatStepsResponse, error)
 	// ReleaseSteps hands steps back without a result, to be run by somebody else now or after a delay. It costs no attempt, up
 	// to 100 times in a row for one step; each further time counts as a lost lease. A released step keeps its place in the queue.
 	//
-	// Safe to repeat: a token that was released already is answered OK while its step has not been given away again.
+	// Safe to repeat: a token that was released before is LEASE_LOST, and nothing happens to its step.
 	//
-	// Errors of the call: VALIDATION (no entry, or more than 1000), RATE_LIMITED, DATABASE_UNAVAILABLE, DRAINING. Errors of an
-	// entry: VALIDATION, LEASE_LOST.
+	// Errors of the call: VALIDATION (no entry, or more than 1000). Errors of an entry: VALIDATION, LEASE_LOST.
 	ReleaseSteps(context.Context, *ReleaseStepsRequest) (*ReleaseStepsResponse, error)
 	// DrainWorker stops all grants to one instance: none is made after this call's commit, on any server. It returns when the
 	// instance holds no lease, or at the deadline with the leases left. The stream stays open for revoked frames and heartbeats;
@@ -387,7 +399,7 @@ type WorkerServiceServer interface {
 	//
 	// Safe to repeat. A session that does not exist has nothing to drain and is answered OK.
 	//
-	// Errors: VALIDATION, DATABASE_UNAVAILABLE, DRAINING.
+	// Errors: VALIDATION.
 	DrainWorker(context.Context, *DrainWorkerRequest) (*DrainWorkerResponse, error)
 	// GetDependencyResults reads the results of a running step's parents, in pages. It is needed only for those named in
 	// ReadyStep.omitted_dependencies, whose results were too large for the frame.
