@@ -240,9 +240,10 @@ const (
 	DispatchOutcome_DISPATCH_OUTCOME_TIMED_OUT DispatchOutcome = 4
 	// The lease ended without a result. Counts as a lost lease.
 	DispatchOutcome_DISPATCH_OUTCOME_LOST_LEASE DispatchOutcome = 5
-	// The worker handed it back. Costs nothing.
+	// The worker handed it back. Costs nothing; from the 101st time in a row on, it is a lost_lease instead.
 	DispatchOutcome_DISPATCH_OUTCOME_RELEASED DispatchOutcome = 6
-	// Never confirmed within delivery_timeout, or never sent. Costs nothing.
+	// Never confirmed within delivery_timeout, or never sent. Costs nothing; from the 6th time in a row on, it is a lost_lease
+	// instead.
 	DispatchOutcome_DISPATCH_OUTCOME_UNDELIVERED DispatchOutcome = 7
 	// Revoked because the task's deadline or the step's max_elapsed passed.
 	DispatchOutcome_DISPATCH_OUTCOME_DEADLINE_EXCEEDED DispatchOutcome = 8

@@ -36,7 +36,8 @@ type Template struct {
 	// The name tasks are submitted by, unique in its namespace. Required. 1 to 255 bytes: a letter, digit or underscore, then
 	// letters, digits and any of _ . : / -
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// A semantic version such as "1.4.0" or "2.0.0-rc.1", without build metadata. Versions sort as semantic versions: 0.10.0 is newer than 0.9.0.
+	// A semantic version such as "1.4.0" or "2.0.0-rc.1", without build metadata. Versions sort as semantic versions: 0.10.0 is
+	// newer than 0.9.0.
 	//
 	// Left out at RegisterTemplate, the server chooses it: the latest version if the body is identical, else the next patch of
 	// the latest, and 0.1.0 for the first. Always set in answers.

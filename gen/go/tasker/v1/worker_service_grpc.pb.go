@@ -46,9 +46,9 @@ const (
 // to acknowledge and no credit to return: a report makes room for the next step by itself.
 //
 // 2. Run the step, and confirm it. A dispatch is provisional until the server hears of it: within delivery_timeout (5 seconds)
-// either report its result or send its lease token in HeartbeatSteps once; otherwise the step is given to somebody else, at no
-// cost to its attempts. A simple way that is always right: one timer that every 2 seconds sends one HeartbeatSteps with the
-// tokens of all running steps. A step that ends sooner needs no heartbeat at all.
+// either report its result or send its lease token in HeartbeatSteps once; otherwise the step is given to somebody else. That
+// costs it nothing 5 times in a row; from then on it counts as a lost lease. A simple way that is always right: one timer that
+// every 2 seconds sends one HeartbeatSteps with the tokens of all running steps. A step that ends sooner needs no heartbeat.
 //
 // 3. Keep long runs alive. A confirmed lease ends at lease_expires_at; each heartbeat moves that on by the whole lease. Beat at
 // least once every heartbeat_by, a third of the lease. The answer says, token by token, whether the lease is still yours. When
@@ -291,9 +291,9 @@ func (c *workerServiceClient) ListWorkers(ctx context.Context, in *ListWorkersRe
 // to acknowledge and no credit to return: a report makes room for the next step by itself.
 //
 // 2. Run the step, and confirm it. A dispatch is provisional until the server hears of it: within delivery_timeout (5 seconds)
-// either report its result or send its lease token in HeartbeatSteps once; otherwise the step is given to somebody else, at no
-// cost to its attempts. A simple way that is always right: one timer that every 2 seconds sends one HeartbeatSteps with the
-// tokens of all running steps. A step that ends sooner needs no heartbeat at all.
+// either report its result or send its lease token in HeartbeatSteps once; otherwise the step is given to somebody else. That
+// costs it nothing 5 times in a row; from then on it counts as a lost lease. A simple way that is always right: one timer that
+// every 2 seconds sends one HeartbeatSteps with the tokens of all running steps. A step that ends sooner needs no heartbeat.
 //
 // 3. Keep long runs alive. A confirmed lease ends at lease_expires_at; each heartbeat moves that on by the whole lease. Beat at
 // least once every heartbeat_by, a third of the lease. The answer says, token by token, whether the lease is still yours. When
