@@ -1,3 +1,5 @@
+//go:build unix
+
 package postgres
 
 import (
@@ -8,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,9 @@ const (
 	oldestMajor = 15
 	newestMajor = 18
 )
+
+// testedMajors are the versions that Tasker's tests run on.
+var testedMajors = []int{15, 18}
 
 // BinEnv names the environment variable that points at a PostgreSQL to use: its bin directory or its postgres binary.
 const BinEnv = "TASKER_POSTGRES_BIN"
@@ -34,7 +38,7 @@ type Binaries struct {
 
 // FindBinaries looks for a PostgreSQL of the wanted major version; 0 means the newest supported one. A binDir given, else
 // the directory in $TASKER_POSTGRES_BIN, is the only place looked at. Otherwise it is PATH, what pg_config tells,
-// where distributions and Homebrew install, and the download cache.
+// and where distributions and Homebrew install; failing these, the download cache.
 func FindBinaries(ctx context.Context, binDir string, major int) (Binaries, error) {
 	if binDir == "" {
 		binDir = os.Getenv(BinEnv)
@@ -42,13 +46,23 @@ func FindBinaries(ctx context.Context, binDir string, major int) (Binaries, erro
 	if binDir != "" {
 		return namedBinaries(ctx, binDir, major)
 	}
+	found := inspectAll(ctx, installedDirs(ctx))
+	binaries, err := choose(found, major)
+	if err != nil {
+		// What the machine's owner installed goes before what was downloaded once.
+		return choose(append(found, inspectAll(ctx, cachedDirs())...), major)
+	}
+	return binaries, nil
+}
+
+func inspectAll(ctx context.Context, dirs []string) []Binaries {
 	var found []Binaries
-	for _, dir := range installedDirs(ctx) {
+	for _, dir := range dirs {
 		if binaries, err := inspect(ctx, dir); err == nil {
 			found = append(found, binaries)
 		}
 	}
-	return choose(found, major)
+	return found
 }
 
 // namedBinaries is the installation that somebody asked for by name, so nothing else may be taken in its place.
@@ -143,8 +157,8 @@ func installedDirs(ctx context.Context) []string {
 			add(filepath.Dir(resolved))
 		}
 	}
-	if out, err := output(ctx, "pg_config", "--bindir"); err == nil {
-		add(strings.TrimSpace(out))
+	if out, err := stdoutOf(ctx, "pg_config", "--bindir"); err == nil {
+		add(out)
 	}
 	for _, pattern := range []string{
 		"/usr/lib/postgresql/*/bin",                          // Debian, Ubuntu
@@ -165,9 +179,6 @@ func installedDirs(ctx context.Context) []string {
 			add(dir)
 		}
 	}
-	for _, dir := range cachedDirs() {
-		add(dir)
-	}
 	return dirs
 }
 
@@ -184,7 +195,7 @@ func inspect(ctx context.Context, dir string) (Binaries, error) {
 			return Binaries{}, fmt.Errorf("no executable %s in %s", name, dir)
 		}
 	}
-	out, err := output(ctx, filepath.Join(dir, "postgres"), "-V")
+	out, err := stdoutOf(ctx, filepath.Join(dir, "postgres"), "-V")
 	if err != nil {
 		return Binaries{}, err
 	}
@@ -199,14 +210,19 @@ func inspect(ctx context.Context, dir string) (Binaries, error) {
 	return Binaries{Dir: dir, Major: major}, nil
 }
 
-func output(ctx context.Context, name string, args ...string) (string, error) {
+// stdoutOf runs a program that only tells something, and returns what it told.
+func stdoutOf(ctx context.Context, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput() //nolint:gosec // A path found by this package.
+	out, err := exec.CommandContext(ctx, name, args...).Output() //nolint:gosec // A name or path of this package's choice.
 	if err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && len(exit.Stderr) > 0 {
+			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
+		}
+		return "", fmt.Errorf("%s %s: %w", name, strings.Join(args, " "), err)
 	}
-	return string(out), nil
+	return strings.TrimSpace(string(out)), nil
 }
 
 func isExecutable(path string) bool {
@@ -214,5 +230,5 @@ func isExecutable(path string) bool {
 	if err != nil || info.IsDir() {
 		return false
 	}
-	return runtime.GOOS == "windows" || info.Mode()&0o111 != 0
+	return info.Mode()&0o111 != 0
 }
