@@ -4,7 +4,6 @@ package postgres
 
 import (
 	"fmt"
-	"io/fs"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -70,20 +69,15 @@ func (a account) credential() *syscall.Credential {
 	if !a.other {
 		return nil
 	}
-	return &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)} //nolint:gosec // User ids are 32 bits wide.
+	return &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)}
 }
 
-// own gives everything below path to the account.
+// own gives the one file or directory to the account.
 func (a account) own(path string) error {
 	if !a.other {
 		return nil
 	}
-	return filepath.WalkDir(path, func(name string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Lchown(name, a.uid, a.gid)
-	})
+	return os.Lchown(path, a.uid, a.gid)
 }
 
 // reaches says whether the account may enter every directory on the way to path. It reads mode bits and nothing finer.
@@ -100,7 +94,7 @@ func (a account) reaches(path string) bool {
 		if !ok {
 			return false
 		}
-		enter := fs.FileMode(0o001)
+		enter := os.FileMode(0o001)
 		switch {
 		case int(stat.Uid) == a.uid:
 			enter = 0o100
@@ -137,7 +131,7 @@ func openClusterDir(path string, as account) (clusterDir, error) {
 	if runtime.GOOS != "linux" {
 		return clusterDir{}, fmt.Errorf("user %s, who must run Postgres in root's place, cannot enter %s: choose a data directory whose parents are open to others", userName(as.uid), path)
 	}
-	dir, err := os.Open(path) //nolint:gosec // The data directory is the operator's.
+	dir, err := os.Open(path)
 	if err != nil {
 		return clusterDir{}, fmt.Errorf("opening the cluster: %w", err)
 	}

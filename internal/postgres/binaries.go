@@ -214,7 +214,7 @@ func inspect(ctx context.Context, dir string) (Binaries, error) {
 func stdoutOf(ctx context.Context, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, name, args...).Output() //nolint:gosec // A name or path of this package's choice.
+	out, err := exec.CommandContext(ctx, name, args...).Output() //nolint:gosec // TASKER_POSTGRES_BIN names a program to run.
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) && len(exit.Stderr) > 0 {

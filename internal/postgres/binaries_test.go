@@ -19,7 +19,7 @@ func pretend(t *testing.T, version string) string {
 	dir := t.TempDir()
 	for _, name := range []string{"postgres", "initdb"} {
 		script := fmt.Sprintf("#!/bin/sh\necho 'postgres (PostgreSQL) %s'\n", version)
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil { //nolint:gosec // To be run.
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -86,14 +86,14 @@ func TestANamedDirectoryIsTheOnlyOne(t *testing.T) {
 }
 
 func TestPATHIsSearched(t *testing.T) {
-	real, links := pretend(t, "16.1"), t.TempDir()
-	if err := os.Symlink(filepath.Join(real, "postgres"), filepath.Join(links, "postgres")); err != nil {
+	installed, links := pretend(t, "16.1"), t.TempDir()
+	if err := os.Symlink(filepath.Join(installed, "postgres"), filepath.Join(links, "postgres")); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv(postgres.BinEnv, "")
 	t.Setenv("PATH", links)
 	got, err := postgres.FindBinaries(t.Context(), "", 16)
-	if want := (postgres.Binaries{Dir: real, Major: 16}); got != want || err != nil {
+	if want := (postgres.Binaries{Dir: installed, Major: 16}); got != want || err != nil {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
 }
@@ -101,7 +101,7 @@ func TestPATHIsSearched(t *testing.T) {
 func TestPsqlIsFoundBesideTheServerFirst(t *testing.T) {
 	dir, inPath := t.TempDir(), t.TempDir()
 	for _, name := range []string{filepath.Join(dir, "psql"), filepath.Join(inPath, "psql")} {
-		if err := os.WriteFile(name, []byte("#!/bin/sh\n"), 0o755); err != nil { //nolint:gosec // To be run.
+		if err := os.WriteFile(name, []byte("#!/bin/sh\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -63,7 +63,7 @@ func clusterVersion(dataDir string) (int, error) {
 		return 0, fmt.Errorf("%s is a PostgreSQL cluster of its own; give the server a directory for itself, or use the cluster by --database-url", dataDir)
 	}
 	pgdata := filepath.Join(dataDir, clusterName)
-	body, err := os.ReadFile(filepath.Join(pgdata, "PG_VERSION")) //nolint:gosec // The data directory is the operator's.
+	body, err := os.ReadFile(filepath.Join(pgdata, "PG_VERSION"))
 	if errors.Is(err, os.ErrNotExist) {
 		if entries, _ := os.ReadDir(pgdata); len(entries) > 0 {
 			return 0, fmt.Errorf("%s has files but no PG_VERSION: it is not a PostgreSQL cluster", pgdata)
@@ -114,7 +114,7 @@ func initCluster(ctx context.Context, dataDir string, binaries Binaries, as acco
 	if noFsync {
 		args = append(args, "--no-sync")
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(binaries.Dir, "initdb"), args...) //nolint:gosec // A path found by this package.
+	cmd := exec.CommandContext(ctx, filepath.Join(binaries.Dir, "initdb"), args...)
 	cmd.Env = environment()
 	cmd.Dir = "/"
 	cmd.ExtraFiles = dir.inherit(lock)
@@ -171,7 +171,7 @@ func writeDefaults(pgdata string, as account) error {
 // checks for shared memory in use: so write our number there instead of removing the file and that check with it.
 func disownStalePID(pgdata string, as account) error {
 	path := filepath.Join(pgdata, "postmaster.pid")
-	body, err := os.ReadFile(path) //nolint:gosec // The data directory is the operator's.
+	body, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

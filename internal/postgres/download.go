@@ -151,7 +151,7 @@ func registry(ctx context.Context) string {
 
 // npmrcRegistry is the value of the last "registry = URL" line of an .npmrc file.
 func npmrcRegistry(name string) (url string) {
-	body, err := os.ReadFile(name) //nolint:gosec // The user's own file.
+	body, err := os.ReadFile(name)
 	if err != nil {
 		return ""
 	}
@@ -172,7 +172,7 @@ func fetch(ctx context.Context, registry string, wanted archive, target string, 
 	}
 	defer func() { _ = os.RemoveAll(temp) }()
 
-	file, err := os.Create(filepath.Join(temp, "archive.tgz")) //nolint:gosec // A directory of our own.
+	file, err := os.Create(filepath.Join(temp, "archive.tgz"))
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 const infoFile = "postgres.json"
 
 func readInfo(dataDir string) (*Info, error) {
-	body, err := os.ReadFile(filepath.Join(dataDir, infoFile)) //nolint:gosec // The data directory is the operator's.
+	body, err := os.ReadFile(filepath.Join(dataDir, infoFile))
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,7 @@ const (
 // process has the returned file open.
 func tryLock(dataDir, name string) (*os.File, error) {
 	path := filepath.Join(dataDir, name)
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // The data directory is the operator's.
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("locking the data directory: %w", err)
 	}

@@ -2,7 +2,12 @@ package postgres
 
 import "syscall"
 
-// kernelGuards says that the kernel signals the postmaster when the thread that started it ends.
-const kernelGuards = true
+// kernelGuards says that the kernel signals the postmaster when the thread that started it ends. A test says no, to see
+// what happens on systems whose kernel does not.
+var kernelGuards = true
 
-func setParentDeathSignal(attr *syscall.SysProcAttr, signal syscall.Signal) { attr.Pdeathsig = signal }
+func setParentDeathSignal(attr *syscall.SysProcAttr, signal syscall.Signal) {
+	if kernelGuards {
+		attr.Pdeathsig = signal
+	}
+}

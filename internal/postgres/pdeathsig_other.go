@@ -4,6 +4,6 @@ package postgres
 
 import "syscall"
 
-const kernelGuards = false
+var kernelGuards = false
 
 func setParentDeathSignal(*syscall.SysProcAttr, syscall.Signal) {}

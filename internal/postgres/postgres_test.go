@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -30,6 +29,9 @@ import (
 // childEnv makes this test binary a process that starts a server and then waits to be told, or killed.
 const childEnv = "TASKER_TEST_POSTGRES_CHILD"
 
+// guardianEnv makes such a process live as on a system whose kernel does not signal the children of the dead.
+const guardianEnv = "TASKER_TEST_POSTGRES_GUARDIAN"
+
 // patience bounds every wait for something that must happen.
 const patience = 30 * time.Second
 
@@ -48,6 +50,9 @@ func child(config string) int {
 		return 1
 	}
 	cfg.Logger = quiet()
+	if os.Getenv(guardianEnv) != "" {
+		postgres.WithoutKernel()
+	}
 	terminated, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer cancel()
 	ctx, cancelStart := context.WithTimeout(terminated, patience)
@@ -86,7 +91,7 @@ func spawn(t *testing.T, cfg map[string]any) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0]) //nolint:gosec // Ourselves.
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childEnv+"="+string(config))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -139,7 +144,7 @@ func (p *process) terminate(t *testing.T) {
 	}
 }
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func start(t *testing.T, cfg postgres.Config) *postgres.Server {
 	t.Helper()
@@ -341,7 +346,16 @@ func TestADataDirectoryBehindClosedDoors(t *testing.T) {
 }
 
 func TestKillOfTheOwnerStopsPostgresCleanly(t *testing.T) {
-	t.Parallel()
+	for name, guardian := range map[string]string{"by the kernel": "", "by the guardian": "yes"} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(guardianEnv, guardian)
+			killOwner(t)
+		})
+	}
+}
+
+func killOwner(t *testing.T) {
+	t.Helper()
 	dir := t.TempDir()
 	owner := spawn(t, map[string]any{"DataDir": dir}).ready(t)
 	query(t, owner.url, "create table kept as select generate_series(1, 1000) as n")

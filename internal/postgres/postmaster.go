@@ -132,7 +132,7 @@ func (p *postmaster) launch(lock *os.File) (run, error) {
 		"-c", "unix_socket_directories="+p.socketDir, "-c", "unix_socket_permissions=0700",
 		"-c", "logging_collector=off", "-c", "log_destination=stderr",
 	)
-	cmd := exec.Command(filepath.Join(p.binaries.Dir, "postgres"), args...) //nolint:gosec // A path found by this package.
+	cmd := exec.Command(filepath.Join(p.binaries.Dir, "postgres"), args...)
 	cmd.Env = environment()
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
@@ -251,7 +251,7 @@ func openLog(path string) (*os.File, int64, error) {
 			return nil, 0, fmt.Errorf("putting the log aside: %w", err)
 		}
 	}
-	log, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600) //nolint:gosec // The data directory is the operator's.
+	log, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, 0, fmt.Errorf("opening the log: %w", err)
 	}

@@ -172,7 +172,7 @@ func startOwned(ctx context.Context, cfg Config, dataDir string, lock *os.File) 
 	if server.guardian, err = guard(dataDir, socketDir, cfg.Ephemeral); err != nil {
 		return nil, err
 	}
-	if err := server.owned.start(hold); err != nil {
+	if err := server.owned.start(hold); err != nil { //nolint:contextcheck // The supervisor outlives the start.
 		return nil, err
 	}
 	if err := server.awaitReady(ctx, cfg); err != nil {

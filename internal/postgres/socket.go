@@ -22,8 +22,8 @@ const (
 //
 // The caller holds the cluster's lock: what is there under the name was left by a killed server.
 func makeSocketDir(dataDir string, as account) (string, error) {
-	if real, err := filepath.EvalSymlinks(dataDir); err == nil {
-		dataDir = real
+	if resolved, err := filepath.EvalSymlinks(dataDir); err == nil {
+		dataDir = resolved
 	}
 	name := fmt.Sprintf("%s%x", socketDirPrefix, sha256.Sum256([]byte(dataDir)))[:len(socketDirPrefix)+12]
 	var errs []error
