@@ -8,11 +8,11 @@ import (
 
 // Change is what a committed verb did that others may be waiting for.
 type Change struct {
-	Wake    []Wake    // lanes with something new in them
-	Revoked []Revoked // leases taken away
-	Freed   []int32   // sessions that hold fewer leases now
-	Tasks   []task.ID // tasks whose steps changed: watchers look again
-	Settle  []task.ID // tasks that may have come to their end in error
+	Wake    []Wake       // lanes with something new in them
+	Revoked []Revoked    // leases taken away
+	Freed   []task.Token // leases that their sessions hold no longer
+	Tasks   []task.ID    // tasks whose steps changed: watchers look again
+	Settle  []task.ID    // tasks that may have come to their end in error
 }
 
 // Wake says that a lane holds runnable steps from Seq on, or a step that is due at DueAt.

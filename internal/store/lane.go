@@ -50,15 +50,6 @@ func (s *Store) EnsureLane(ctx context.Context, l Lane) (id int32, err error) {
 	return id, err
 }
 
-// Lanes reads the lanes of handlers.
-func (s *Store) Lanes(ctx context.Context, namespaceID int32, handlers []string) ([]Lane, error) {
-	rows, err := s.Hot.Query(ctx, sqlText("find_lanes"), namespaceID, handlers)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[Lane])
-}
-
 // LaneByID reads one lane.
 func (s *Store) LaneByID(ctx context.Context, id int32) (Lane, error) {
 	rows, err := s.Hot.Query(ctx, sqlText("lane_by_id"), id)
@@ -70,27 +61,20 @@ func (s *Store) LaneByID(ctx context.Context, id int32) (Lane, error) {
 
 // Probed says what stands in a lane.
 type Probed struct {
-	LaneID int32
-	Seq    *int64         // the lowest ready seq
-	DueIn  *time.Duration // until the earliest backing-off step is due; ≤ 0: due
+	Lane  Lane
+	Seq   *int64     // the lowest ready seq
+	DueAt *time.Time // when the earliest backing-off step is due
+	At    time.Time  // the database's clock
 }
 
-// ProbeLanes looks into lanes without taking anything. Empty ones are absent.
-func (s *Store) ProbeLanes(ctx context.Context, laneIDs []int32) ([]Probed, error) {
-	rows, err := s.Hot.Query(ctx, sqlText("probe_lanes"), laneIDs)
+// ProbeLanes looks into the lanes of handlers without taking anything.
+func (s *Store) ProbeLanes(ctx context.Context, namespaceID int32, handlers []string) ([]Probed, error) {
+	rows, err := s.Hot.Query(ctx, sqlText("probe_lanes"), namespaceID, handlers)
 	if err != nil {
 		return nil, err
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (p Probed, err error) {
-		var (
-			dueAt *time.Time
-			now   time.Time
-		)
-		err = row.Scan(&p.LaneID, &p.Seq, &dueAt, &now)
-		if dueAt != nil {
-			in := dueAt.Sub(now)
-			p.DueIn = &in
-		}
+		err = row.Scan(&p.Lane.ID, &p.Lane.NamespaceID, &p.Lane.Handler, &p.Lane.Circuit, &p.Lane.Priority, &p.Seq, &p.DueAt, &p.At)
 		return p, err
 	})
 }

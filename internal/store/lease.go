@@ -130,16 +130,22 @@ func (s *Store) ExpiredLeases(ctx context.Context, limit int) ([]HeldLease, erro
 	})
 }
 
-// NextExpiry says how long it is until the next lease ends, by the database's clock; ok is false when nothing runs.
-func (s *Store) NextExpiry(ctx context.Context) (in time.Duration, ok bool, err error) {
-	var (
-		expiresAt *time.Time
-		now       time.Time
-	)
-	if err := s.Hot.QueryRow(ctx, sqlText("next_expiry")).Scan(&expiresAt, &now); err != nil || expiresAt == nil {
-		return 0, false, err
+// Tick is what time alone has brought about.
+type Tick struct {
+	ExpiresAt *time.Time // when the next lease ends; nil: nothing runs
+	At        time.Time  // the clock it was judged by
+	Overdue   bool       // a deadline has passed
+	Unsettled []task.ID  // tasks that ended in error without a note of it
+}
+
+// Tick looks once at what time brings about. Looking for unsettled tasks reads all parked rows.
+func (s *Store) Tick(ctx context.Context, withUnsettled bool) (t Tick, err error) {
+	var ids []int64
+	err = s.Cold.QueryRow(ctx, sqlText("tick"), s.at(), withUnsettled).Scan(&t.ExpiresAt, &t.At, &t.Overdue, &ids)
+	for _, id := range ids {
+		t.Unsettled = append(t.Unsettled, task.ID(id))
 	}
-	return expiresAt.Sub(now), true, nil
+	return t, err
 }
 
 // Expire gives leases of one namespace their consequence, if their time is up still: a run timeout is a retryable
@@ -197,7 +203,7 @@ func (s *Store) queueEnded(b *pgx.Batch, namespaceID int32, locked []expired, de
 	for _, e := range locked {
 		token, outcome := e.token(namespaceID), judge(e)
 		tokens[token.Step] = Ended{Token: token, Outcome: outcome}
-		change.Freed = append(change.Freed, e.SessionID)
+		change.Freed = append(change.Freed, token)
 		if outcome == task.TimedOut || outcome == task.DeadlineExceeded {
 			failures = append(failures, failure{
 				step: token.Step, outcome: outcome,
@@ -247,3 +253,9 @@ var (
 		task.DeadlineExceeded: "the task's deadline or the step's max_elapsed passed",
 	}
 )
+
+// Holds tells whether a token's lease is held.
+func (s *Store) Holds(ctx context.Context, t task.Token) (held bool, err error) {
+	err = s.Hot.QueryRow(ctx, sqlText("holds"), int64(t.Step.Task()), t.Step.No(), t.Nonce).Scan(&held)
+	return held, err
+}

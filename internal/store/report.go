@@ -122,7 +122,7 @@ func (s *Store) queueComplete(b *pgx.Batch, namespaceID int32, reports []task.Re
 		r := &reports[i]
 		ids[k], nos[k], digests[k], results[k] = int64(r.Token.Step.Task()), int32(r.Token.Step.No()), r.Digest[:16], r.Results //nolint:gosec // ≤ 10,000
 		at[stepKey{ids[k], r.Token.Step.No()}] = i
-		f.Change.Freed = append(f.Change.Freed, locked[r.Token.Nonce].sessionID)
+		f.Change.Freed = append(f.Change.Freed, r.Token)
 	}
 	each(b, "complete", func(rows pgx.Rows) error {
 		var (
@@ -146,6 +146,8 @@ func (s *Store) queueComplete(b *pgx.Batch, namespaceID int32, reports []task.Re
 				LostLeases: h.lostLeases, Epoch: h.epoch, RecordedAt: *endedAt, RetryLimit: count,
 			}
 			f.Change.Tasks = append(f.Change.Tasks, task.ID(*taskID))
+		case "settle":
+			f.Change.Settle = append(f.Change.Settle, task.ID(*taskID))
 		case "woken":
 			f.Change.Wake = append(f.Change.Wake, Wake{LaneID: *laneID, Seq: *seq, Count: count})
 		}
@@ -173,7 +175,7 @@ func (s *Store) queueFail(b *pgx.Batch, namespaceID int32, reports []task.Report
 		r := &reports[i]
 		failures[k] = failure{Failure: r.Failure, step: r.Token.Step, outcome: r.Outcome, digest: r.Digest[:16], skip: r.Skip, hint: r.Hint}
 		at[r.Token.Step] = i
-		f.Change.Freed = append(f.Change.Freed, locked[r.Token.Nonce].sessionID)
+		f.Change.Freed = append(f.Change.Freed, r.Token)
 	}
 	s.queueFailures(b, namespaceID, failures, &f.Change, func(r *task.Reported) { f.Answers[at[r.Step]].Reported = r })
 }

@@ -27,13 +27,13 @@ const SessionLiveFor = 15 * time.Second
 
 // OpenSession makes the server replicaID the one that grants to a session. WORKER_ID_IN_USE when another instance of the
 // worker is alive.
-func (s *Store) OpenSession(ctx context.Context, namespaceID int32, replicaID [16]byte, w Session) (sessionID, epoch int32, err error) {
+func (s *Store) OpenSession(ctx context.Context, namespaceID int32, replicaID [16]byte, w Session) (sessionID, epoch int32, at time.Time, err error) {
 	err = s.Hot.QueryRow(ctx, sqlText("open_session"), namespaceID, w.WorkerID, w.InstanceID, replicaID, w.MaxInFlight, w.Handlers,
-		w.Labels, w.BuildID, w.ClientInfo, SessionLiveFor, s.at()).Scan(&sessionID, &epoch)
+		w.Labels, w.BuildID, w.ClientInfo, SessionLiveFor, s.at()).Scan(&sessionID, &epoch, &at)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, 0, task.Refuse(task.WorkerIDInUse, "another live instance has this worker_id").With("worker_id", w.WorkerID)
+		return 0, 0, at, task.Refuse(task.WorkerIDInUse, "another live instance has this worker_id").With("worker_id", w.WorkerID)
 	}
-	return sessionID, epoch, err
+	return sessionID, epoch, at, err
 }
 
 // SessionLease is a lease that a session holds.
@@ -41,6 +41,7 @@ type SessionLease struct {
 	Token     task.Token
 	LaneID    int32
 	Confirmed bool
+	Handler   string // for the caller to fill in from the lane
 }
 
 // SessionLeases reads what a session holds.
@@ -61,41 +62,36 @@ func (s *Store) SessionLeases(ctx context.Context, namespaceID, sessionID int32)
 	})
 }
 
-// KeepSessions says that sessions are alive. The answer holds those that this server still has, and whether each is
-// being drained; one that is missing was taken over.
-func (s *Store) KeepSessions(ctx context.Context, sessionIDs, epochs []int32) (drained map[int32]bool, err error) {
-	rows, err := s.Hot.Query(ctx, sqlText("keep_sessions"), sessionIDs, epochs, s.at())
-	if err != nil {
-		return nil, err
-	}
-	drained = make(map[int32]bool, len(sessionIDs))
-	var (
-		id   int32
-		mark bool
-	)
-	_, err = pgx.ForEachRow(rows, []any{&id, &mark}, func() error {
-		drained[id] = mark
-		return nil
-	})
-	return drained, err
+// Kept is what became of a session.
+type Kept struct {
+	SessionID  int32
+	Kept       bool // this server has it still
+	Drained    bool // DrainWorker was called: no more grants
+	Superseded bool // a later instance has its worker_id
 }
 
-// CountLeases counts the leases of each session; a session without any is absent.
-func (s *Store) CountLeases(ctx context.Context, sessionIDs []int32) (map[int32]int, error) {
-	rows, err := s.Hot.Query(ctx, sqlText("count_leases"), sessionIDs)
+// KeepSessions says that sessions are alive, and tells what became of each.
+func (s *Store) KeepSessions(ctx context.Context, sessionIDs, epochs []int32) ([]Kept, error) {
+	rows, err := s.Cold.Query(ctx, sqlText("keep_sessions"), sessionIDs, epochs, s.at())
 	if err != nil {
 		return nil, err
 	}
-	counts := make(map[int32]int, len(sessionIDs))
-	var (
-		id int32
-		n  int
-	)
-	_, err = pgx.ForEachRow(rows, []any{&id, &n}, func() error {
-		counts[id] = n
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[Kept])
+}
+
+// LeaseTokens reads the tokens of the leases that sessions hold.
+func (s *Store) LeaseTokens(ctx context.Context, sessionIDs []int32) (map[[16]byte]bool, error) {
+	rows, err := s.Cold.Query(ctx, sqlText("lease_tokens"), sessionIDs)
+	if err != nil {
+		return nil, err
+	}
+	tokens := map[[16]byte]bool{}
+	var token [16]byte
+	_, err = pgx.ForEachRow(rows, []any{&token}, func() error {
+		tokens[token] = true
 		return nil
 	})
-	return counts, err
+	return tokens, err
 }
 
 // CloseSession ends a session, unless another server has it by now.

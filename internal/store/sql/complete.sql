@@ -104,3 +104,8 @@ union all
 select 'woken', null, null, lane_id, min(seq), count(*)::int, null from woken group by lane_id
 union all
 select 'finished', task_id, null, null, null, 1, null from finished
+union all
+-- a task with a parked step may have come to its end in error by this
+select distinct 'settle', e.task_id, null::int, null::int, null::bigint, 1, null::timestamptz
+from ended e
+cross join lateral (select parked.task_id from parked where parked.task_id = e.task_id limit 1) p

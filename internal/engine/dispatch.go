@@ -1,0 +1,442 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/taskerhq/tasker/internal/store"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// Bounds of one transaction.
+const (
+	maxBatch = 1000 // reports
+	maxClaim = 500  // steps
+	maxLanes = 64   // lanes of a claim
+)
+
+// flushTimeout bounds a transaction. It belongs to no caller: a commit under way is never cancelled by one.
+const flushTimeout = 30 * time.Second
+
+// flush is the work of one transaction.
+type flush struct {
+	reports []*pendingReport
+	claim   *store.Claim
+	lanes   []claimedLane
+	slots   []*session // of all lanes, one after another
+}
+
+// claimedLane is a lane's part of a claim.
+type claimedLane struct {
+	*lane
+	first, count int // its slots
+	full         bool
+}
+
+// flushLoop runs transactions while there is work. Whatever gathers while one is under way makes up the next: batches
+// grow with the load by themselves, and an idle server answers at once.
+func (h *hub) flushLoop() {
+	for {
+		f, ok := h.next()
+		if !ok {
+			return
+		}
+		h.run(f)
+	}
+}
+
+// next waits for work. Idle frames are sent from here, so that a worker that hears them knows its dispatcher alive.
+func (h *hub) next() (*flush, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for {
+		if h.closed {
+			for _, p := range h.reports {
+				p.answer(nil, task.Refuse(task.Draining, "this server is going away").After(time.Second))
+			}
+			h.reports = nil
+			return nil, false
+		}
+		h.beat()
+		f := &flush{}
+		f.reports = h.takeReports()
+		h.plan(f)
+		if len(f.reports) > 0 || f.claim != nil {
+			return f, true
+		}
+		h.work.Wait()
+	}
+}
+
+// beat needs h.mu.
+func (h *hub) beat() {
+	for _, s := range h.sessions {
+		if s.beatDue {
+			s.beatDue = false
+			s.beatAt = time.Now().Add(s.reg.HeartbeatInterval)
+			h.arm(s.beatAt)
+			for st := range s.streams {
+				st.push(Frame{Heartbeat: true})
+			}
+		}
+	}
+}
+
+// takeReports needs h.mu. Two reports of one token never share a batch: the later one waits for the next.
+func (h *hub) takeReports() []*pendingReport {
+	if len(h.reports) == 0 {
+		return nil
+	}
+	var taken, left []*pendingReport
+	seen := make(map[[16]byte]bool, min(len(h.reports), maxBatch))
+	size := 0
+	for i, p := range h.reports {
+		if len(taken) == maxBatch || size > maxBatchBytes {
+			left = append(left, h.reports[i:]...)
+			break
+		}
+		if seen[p.report.Token.Nonce] {
+			left = append(left, p)
+			continue
+		}
+		seen[p.report.Token.Nonce] = true
+		size += len(p.report.Results) + len(p.report.Failure.Details)
+		taken = append(taken, p)
+	}
+	h.reports = left
+	return taken
+}
+
+// maxBatchBytes bounds the payload of one transaction.
+const maxBatchBytes = 8 << 20
+
+// plan needs h.mu: it chooses lanes and reserves capacity for a claim. With reports to record, every lane that has room
+// is looked into, since the reports may wake steps of any; and what they conclude counts as free already.
+func (h *hub) plan(f *flush) {
+	if h.draining || len(h.sessions) == 0 || time.Now().Before(h.pause) {
+		return
+	}
+	for _, p := range f.reports {
+		if s := h.sessions[p.report.Token.SessionID]; s != nil {
+			s.forget(p.report.Token.Nonce)
+		}
+	}
+	perLane := h.fillSlots(len(f.reports) > 0)
+	if len(perLane) == 0 {
+		return
+	}
+	f.claim = &store.Claim{}
+	used := map[int32]*session{}
+	for _, x := range perLane {
+		l := claimedLane{lane: x.lane, first: len(f.slots), count: len(x.sessions), full: x.lane.full}
+		want := store.LaneWant{LaneID: x.lane.ID, After: x.lane.cursor, Slots: make([]int32, len(x.sessions))}
+		if l.full {
+			want.After = 0
+		}
+		for i, s := range x.sessions {
+			want.Slots[i] = s.id
+			used[s.id] = s
+		}
+		x.lane.claiming, x.lane.again, x.lane.hot, x.lane.full = true, false, false, false
+		f.slots = append(f.slots, x.sessions...)
+		f.lanes = append(f.lanes, l)
+		f.claim.Lanes = append(f.claim.Lanes, want)
+	}
+	for _, s := range used {
+		f.claim.Sessions = append(f.claim.Sessions, store.SessionFence{
+			SessionID: s.id, Epoch: s.epoch, DeliveryTimeout: s.reg.DeliveryTimeout, Beats: s.reg.Beats,
+		})
+	}
+	slices.SortFunc(f.claim.Sessions, func(a, b store.SessionFence) int { return cmp.Compare(a.SessionID, b.SessionID) })
+}
+
+// laneSlots is a lane and the sessions its next steps would go to.
+type laneSlots struct {
+	lane     *lane
+	sessions []*session
+}
+
+// fillSlots needs h.mu. It hands out slots one by one: handlers take turns, a handler's lanes by their weights, and its
+// sessions take turns, each as far as it has room.
+func (h *hub) fillSlots(all bool) []laneSlots {
+	var (
+		open  []*handler
+		lanes = map[*lane]int{}
+		out   []laneSlots
+	)
+	ready := func(x *lane) bool { return (x.hot || all) && !x.claiming }
+	for i := range h.ring {
+		x := h.ring[(h.ringAt+i)%len(h.ring)]
+		if len(x.sessions) > 0 && slices.ContainsFunc(x.lanes, ready) {
+			open = append(open, x)
+			if len(open) == maxLanes {
+				break
+			}
+		}
+	}
+	if len(h.ring) > 0 {
+		h.ringAt = (h.ringAt + 1) % len(h.ring)
+	}
+	for slots := 0; slots < maxClaim && len(open) > 0; {
+		for i := 0; i < len(open) && slots < maxClaim; {
+			x := open[i]
+			s := x.turn()
+			if s == nil {
+				open = slices.Delete(open, i, i+1)
+				continue
+			}
+			l := x.pick(ready)
+			at, ok := lanes[l]
+			if !ok {
+				at = len(out)
+				lanes[l] = at
+				out = append(out, laneSlots{lane: l})
+			}
+			out[at].sessions = append(out[at].sessions, s)
+			s.reserve(x.name)
+			slots++
+			i++
+		}
+	}
+	return out
+}
+
+// turn gives the next session that has room for the handler.
+func (x *handler) turn() *session {
+	for range x.sessions {
+		s := x.sessions[x.next%len(x.sessions)]
+		x.next++
+		if s.room(x.name) > 0 {
+			return s
+		}
+	}
+	return nil
+}
+
+// pick chooses among a handler's lanes by smooth weighted round-robin.
+func (x *handler) pick(ready func(*lane) bool) *lane {
+	var best *lane
+	total := 0
+	for _, l := range x.lanes {
+		if !ready(l) {
+			continue
+		}
+		w := weights[l.Priority]
+		l.credit += w
+		total += w
+		if best == nil || l.credit > best.credit {
+			best = l
+		}
+	}
+	best.credit -= total
+	return best
+}
+
+// run executes a flush and hands out what it brought.
+func (h *hub) run(f *flush) {
+	ctx, cancel := context.WithTimeout(h.e.background, flushTimeout)
+	defer cancel()
+	reports := make([]task.Report, len(f.reports))
+	for i, p := range f.reports {
+		reports[i] = *p.report
+	}
+	start := time.Now()
+	flushed, err := h.e.store.Flush(ctx, h.id, reports, f.claim)
+	h.e.stats.flush(len(reports), len(flushed.Grants), time.Since(start))
+	if err != nil {
+		h.release(f, nil)
+		h.fail(ctx, f.reports, err)
+		return
+	}
+	h.release(f, flushed.Grants)
+	h.distribute(f, flushed.Grants)
+	// Wakes before answers: a caller that was answered finds its step's children on their way.
+	h.e.changed(flushed.Change)
+	for i, p := range f.reports {
+		switch a := flushed.Answers[i]; {
+		case a.Late:
+			h.e.late(p)
+		case a.Refused != nil:
+			p.answer(nil, a.Refused)
+		default:
+			p.answer(a.Reported, nil)
+		}
+	}
+}
+
+// fail answers reports whose transaction failed. A value that the database refuses must not fail its neighbours: the
+// batch is halved until it stands alone.
+func (h *hub) fail(ctx context.Context, reports []*pendingReport, err error) {
+	var refused *task.Error
+	if !store.DataError(err) && !errors.As(err, &refused) {
+		h.troubled(ctx, err)
+	}
+	if store.DataError(err) && len(reports) > 1 {
+		half := len(reports) / 2
+		h.run(&flush{reports: reports[:half]})
+		h.run(&flush{reports: reports[half:]})
+		return
+	}
+	for _, p := range reports {
+		p.answer(nil, err)
+	}
+}
+
+// release ends the claim of a flush in memory: reservations that brought nothing are given up, and each lane is judged by
+// what was found in it.
+func (h *hub) release(f *flush, grants []store.Grant) {
+	if f.claim == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	found, fromBackoff := map[int32]int{}, map[int32]int{}
+	for _, g := range grants {
+		found[g.LaneID]++
+		if g.Seq == nil {
+			fromBackoff[g.LaneID]++
+		}
+	}
+	now := time.Now()
+	for i := range f.lanes {
+		x := &f.lanes[i]
+		x.claiming = false
+		// The lane's k-th step took its k-th slot, so the slots left over are its last ones.
+		for _, s := range f.slots[x.first+min(found[x.ID], x.count) : x.first+x.count] {
+			s.unreserve(x.Handler)
+		}
+		for _, g := range grants {
+			if g.LaneID == x.ID && g.Seq != nil && *g.Seq > x.cursor {
+				x.cursor = *g.Seq
+			}
+		}
+		switch {
+		case found[x.ID] == x.count, x.again:
+			x.hot = true
+		case fromBackoff[x.ID] > 0:
+			go h.probeLane(x.lane) // learn when the next one is due
+		}
+		if x.full {
+			x.unswept = found[x.ID] > 0 || x.again
+			x.sweepAt = now.Add(fullLookEvery)
+		} else if found[x.ID] > 0 {
+			x.unswept = true
+		}
+		if x.unswept {
+			if x.sweepAt.Before(now) {
+				x.sweepAt = now.Add(fullLookEvery)
+			}
+			h.arm(x.sweepAt)
+		}
+		x.again = false
+	}
+	h.work.Broadcast()
+}
+
+// probeLane looks when a lane's next backing-off step is due.
+func (h *hub) probeLane(x *lane) {
+	ctx, cancel := context.WithTimeout(h.e.background, flushTimeout)
+	defer cancel()
+	probes, err := h.e.store.ProbeLanes(ctx, h.id, []string{x.Handler})
+	if err == nil {
+		h.probed(probes)
+	}
+}
+
+// distribute hands grants to their sessions' streams and polls. What cannot be delivered goes back at once.
+func (h *hub) distribute(f *flush, grants []store.Grant) {
+	if len(grants) == 0 {
+		return
+	}
+	byID := map[int32]*session{}
+	for _, s := range f.slots {
+		byID[s.id] = s
+	}
+	for i := range grants {
+		h.e.complete(&grants[i])
+	}
+	var back []store.HeldLease
+	h.mu.Lock()
+	for _, g := range grants {
+		s := byID[g.SessionID]
+		if h.sessions[s.id] != s {
+			s.unreserve(g.Step.Handler)
+			back = append(back, heldLease(g.Step))
+			continue
+		}
+		s.hold(g.Step.Token.Nonce, g.Step.Handler)
+		if !s.deliver(g.Step) {
+			s.forget(g.Step.Token.Nonce)
+			back = append(back, heldLease(g.Step))
+		}
+	}
+	h.mu.Unlock()
+	if len(back) > 0 {
+		h.e.giveBack(h.id, back, task.Undelivered)
+	}
+}
+
+// deliver needs the hub's mutex.
+func (s *session) deliver(r *task.ReadyStep) bool {
+	for p := range s.polls {
+		if p.give(r) {
+			p.finish()
+			return true
+		}
+	}
+	if s.newest == nil {
+		return false
+	}
+	s.newest.push(Frame{Step: r})
+	return true
+}
+
+// maxInline bounds the parents' results that ride along with a step, in bytes.
+const maxInline = 1 << 20
+
+// complete fills in what the lane and namespace say of a granted step, and keeps its dependencies' results in bounds.
+func (e *Engine) complete(g *store.Grant) {
+	r := g.Step
+	if l, err := e.lane(e.background, g.LaneID); err == nil {
+		r.Handler = l.Handler
+		r.Namespace = e.namespaceName(l.NamespaceID)
+	}
+	if g.Parents > store.MaxInlineParents {
+		e.inlineWide(r)
+	}
+	size := 0
+	for i := 0; i < len(r.Dependencies); {
+		d := r.Dependencies[i]
+		if size += len(d.Name) + len(d.Results); size > maxInline {
+			r.Omitted = append(r.Omitted, d.Name)
+			r.Dependencies = slices.Delete(r.Dependencies, i, i+1)
+			size -= len(d.Name) + len(d.Results)
+			continue
+		}
+		i++
+	}
+}
+
+// inlineWide reads the results of a wide join, page by page, until they fill the frame; the rest is named only.
+func (e *Engine) inlineWide(r *task.ReadyStep) {
+	ctx, cancel := context.WithTimeout(e.background, flushTimeout)
+	defer cancel()
+	size := 0
+	for after := 0; ; {
+		page, err := e.store.DependencyResults(ctx, r.Token.Step, after, 500)
+		if err != nil || len(page) == 0 {
+			return // what is missing is read by GetDependencyResults
+		}
+		for _, p := range page {
+			after = p.StepNo
+			if size += len(p.Name) + len(p.Results); size > maxInline {
+				r.Omitted = append(r.Omitted, p.Name)
+				continue
+			}
+			r.Dependencies = append(r.Dependencies, task.DependencyResult{Name: p.Name, Results: p.Results})
+		}
+	}
+}

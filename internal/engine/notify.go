@@ -1,0 +1,296 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/taskerhq/tasker/internal/store"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// channel is where servers tell each other what they changed.
+const channel = "tasker_wake"
+
+// coalesce is how long wakes gather before one NOTIFY carries them. NOTIFY takes a lock that all committers share, so it
+// rides on a connection of its own and never in a transaction that moves steps.
+const coalesce = time.Millisecond
+
+// maxPayload keeps a notification below the 8,000 bytes that Postgres allows.
+const maxPayload = 7500
+
+// notifier gathers what other servers should hear. It is never needed for correctness.
+type notifier struct {
+	e       *Engine
+	mu      sync.Mutex
+	pending wire
+	wake    chan struct{}
+	heard   atomic.Bool // LISTEN is up
+	peers   atomic.Int32
+}
+
+// wire is a notification. Its fields are short, since the payload is.
+type wire struct {
+	From    string      `json:"f,omitempty"`
+	Wakes   []wireWake  `json:"w,omitempty"`
+	Freed   []string    `json:"c,omitempty"` // lease tokens
+	Revoked [][2]string `json:"r,omitempty"` // lease token, reason
+	Tasks   []int64     `json:"t,omitempty"`
+}
+
+type wireWake struct {
+	Lane  int32  `json:"l"`
+	Seq   int64  `json:"s,omitempty"`
+	Count int    `json:"n,omitempty"`
+	DueAt *int64 `json:"d,omitempty"` // µs since 1970
+}
+
+func (n *notifier) hears() bool { return n.heard.Load() }
+
+// add queues a change for the other servers, if there are any that could hear it.
+func (n *notifier) add(c store.Change) {
+	if !n.hears() || n.peers.Load() == 0 {
+		return
+	}
+	n.mu.Lock()
+	for _, w := range c.Wake {
+		n.pending.addWake(w)
+	}
+	for _, t := range c.Freed {
+		// Only sessions of other servers are worth the bytes.
+		if !n.e.hub(t.NamespaceID).has(t.SessionID) {
+			n.pending.Freed = append(n.pending.Freed, t.String())
+		}
+	}
+	for _, r := range c.Revoked {
+		if !n.e.hub(r.Token.NamespaceID).has(r.Token.SessionID) {
+			n.pending.Revoked = append(n.pending.Revoked, [2]string{r.Token.String(), string(r.Reason)})
+		}
+	}
+	for _, id := range c.Tasks {
+		if len(n.pending.Tasks) < 1000 { // watchers look now and then anyway
+			n.pending.Tasks = append(n.pending.Tasks, int64(id))
+		}
+	}
+	n.mu.Unlock()
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// addWake merges a wake with one of the same lane.
+func (w *wire) addWake(x store.Wake) {
+	var due *int64
+	if x.DueAt != nil {
+		us := x.DueAt.UnixMicro()
+		due = &us
+	}
+	for i := range w.Wakes {
+		y := &w.Wakes[i]
+		if y.Lane != x.LaneID {
+			continue
+		}
+		if x.Seq > 0 && (y.Seq == 0 || x.Seq < y.Seq) {
+			y.Seq = x.Seq
+		}
+		y.Count += x.Count
+		if due != nil && (y.DueAt == nil || *due < *y.DueAt) {
+			y.DueAt = due
+		}
+		return
+	}
+	w.Wakes = append(w.Wakes, wireWake{Lane: x.LaneID, Seq: x.Seq, Count: x.Count, DueAt: due})
+}
+
+// has tells whether a session is granted to by this server.
+func (h *hub) has(sessionID int32) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.sessions[sessionID]
+	return s != nil && !s.gone
+}
+
+// split cuts a notification into payloads that fit.
+func (w wire) split() []string {
+	b, err := json.Marshal(w)
+	if err != nil {
+		return nil
+	}
+	if len(b) <= maxPayload {
+		return []string{string(b)}
+	}
+	half := func(n int) int { return (n + 1) / 2 }
+	if len(w.Wakes)+len(w.Freed)+len(w.Revoked)+len(w.Tasks) <= 4 {
+		return nil // cannot be: no entry is that long
+	}
+	a, c := w, w
+	a.Wakes, c.Wakes = w.Wakes[:half(len(w.Wakes))], w.Wakes[half(len(w.Wakes)):]
+	a.Freed, c.Freed = w.Freed[:half(len(w.Freed))], w.Freed[half(len(w.Freed)):]
+	a.Revoked, c.Revoked = w.Revoked[:half(len(w.Revoked))], w.Revoked[half(len(w.Revoked)):]
+	a.Tasks, c.Tasks = w.Tasks[:half(len(w.Tasks))], w.Tasks[half(len(w.Tasks)):]
+	return append(a.split(), c.split()...)
+}
+
+// notifyLoop sends what has gathered, at most about once a millisecond, over a connection of its own.
+func (e *Engine) notifyLoop(ctx context.Context) error {
+	return e.onConnection(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		// A notification that a crash forgets is no loss.
+		if _, err := conn.Exec(ctx, "set synchronous_commit = off"); err != nil {
+			return err
+		}
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-e.notifier.wake:
+			}
+			e.notifier.mu.Lock()
+			w := e.notifier.pending
+			e.notifier.pending = wire{}
+			e.notifier.mu.Unlock()
+			w.From = string(hexID(e.conf.ReplicaID))
+			batch := &pgx.Batch{}
+			for _, payload := range w.split() {
+				batch.Queue("select pg_notify($1, $2)", channel, payload)
+			}
+			if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+				return err
+			}
+			timer := time.NewTimer(coalesce)
+			select {
+			case <-ctx.Done():
+				timer.Stop()
+				return nil
+			case <-timer.C:
+			}
+		}
+	})
+}
+
+// listenLoop hears what other servers changed. While it is down, probes come oftener.
+func (e *Engine) listenLoop(ctx context.Context) error {
+	return e.onConnection(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		defer e.notifier.heard.Store(false)
+		// A server that listens holds this lock, shared, for as long as it does: so the others count it.
+		if _, err := conn.Exec(ctx, "select pg_advisory_lock_shared(hashtext('tasker.listener'))"); err != nil {
+			return err
+		}
+		if _, err := conn.Exec(ctx, "listen "+channel); err != nil {
+			return err
+		}
+		e.notifier.heard.Store(true)
+		var counted time.Time
+		for {
+			if time.Since(counted) > peersEvery {
+				if err := e.countPeers(ctx, conn); err != nil {
+					return err
+				}
+				counted = time.Now()
+			}
+			wait, cancel := context.WithTimeout(ctx, peersEvery)
+			n, err := conn.WaitForNotification(wait)
+			timedOut := wait.Err() != nil
+			cancel()
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case err != nil && !timedOut:
+				return err
+			case n != nil:
+				e.hear(n.Payload)
+			}
+		}
+	})
+}
+
+// peersEvery is how often the other listening servers are counted. A server that came since hears nothing until it is
+// counted, and looks for itself when its first stream opens.
+const peersEvery = 5 * time.Second
+
+// countPeers counts the other servers that listen: alone, a server need not notify.
+func (e *Engine) countPeers(ctx context.Context, conn *pgx.Conn) error {
+	var n int32
+	err := conn.QueryRow(ctx, `
+		select count(*) from pg_locks
+		where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())
+		  and objid = (hashtext('tasker.listener')::bigint & 4294967295)::oid and granted`).Scan(&n)
+	e.notifier.peers.Store(n - 1)
+	return err
+}
+
+func (e *Engine) hear(payload string) {
+	var w wire
+	if json.Unmarshal([]byte(payload), &w) != nil || w.From == string(hexID(e.conf.ReplicaID)) {
+		return
+	}
+	var c store.Change
+	for _, x := range w.Wakes {
+		wake := store.Wake{LaneID: x.Lane, Seq: x.Seq, Count: x.Count}
+		if x.DueAt != nil {
+			due := time.UnixMicro(*x.DueAt)
+			wake.DueAt = &due
+		}
+		c.Wake = append(c.Wake, wake)
+	}
+	for _, s := range w.Freed {
+		if t, ok := task.ParseToken(s); ok {
+			c.Freed = append(c.Freed, t)
+		}
+	}
+	for _, r := range w.Revoked {
+		if t, ok := task.ParseToken(r[0]); ok {
+			c.Revoked = append(c.Revoked, store.Revoked{Token: t, Reason: task.RevokeReason(r[1])})
+		}
+	}
+	for _, id := range w.Tasks {
+		c.Tasks = append(c.Tasks, task.ID(id))
+	}
+	e.heed(c)
+}
+
+// onConnection runs f on a connection of its own, again after a pause whenever it breaks.
+func (e *Engine) onConnection(ctx context.Context, f func(context.Context, *pgx.Conn) error) error {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		started := time.Now()
+		err := func() error {
+			conn, err := e.conf.Listen(ctx)
+			if err != nil {
+				return err
+			}
+			defer func() {
+				closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+				defer cancel()
+				_ = conn.Close(closing)
+			}()
+			return f(ctx, conn)
+		}()
+		if ctx.Err() != nil {
+			return nil
+		}
+		e.log.WarnContext(ctx, "side connection broke", "error", err)
+		if time.Since(started) > time.Minute {
+			pause = 100 * time.Millisecond
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
+func hexID(id [16]byte) []byte {
+	const digits = "0123456789abcdef"
+	out := make([]byte, 0, 32)
+	for _, b := range id {
+		out = append(out, digits[b>>4], digits[b&15])
+	}
+	return out
+}

@@ -1,0 +1,92 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// ReportAnswer is the answer to one report. Err may be a *task.Error.
+type ReportAnswer struct {
+	Reported *task.Reported
+	Err      error
+}
+
+// pendingReport is a report that waits for its transaction. It is answered once.
+type pendingReport struct {
+	report *task.Report
+	into   *ReportAnswer
+	done   chan<- struct{}
+}
+
+func (p *pendingReport) answer(r *task.Reported, err error) {
+	*p.into = ReportAnswer{Reported: r, Err: err}
+	p.done <- struct{}{}
+}
+
+// Report records outcomes; they are recorded when it returns. Concurrent calls share transactions, and each entry gets its
+// own answer. A caller that gives up earlier leaves its reports to be recorded all the same; sending them again is safe.
+func (e *Engine) Report(ctx context.Context, reports []task.Report) []ReportAnswer {
+	answers := make([]ReportAnswer, len(reports))
+	if err := e.admit(len(reports)); err != nil {
+		for i := range answers {
+			answers[i].Err = err
+		}
+		return answers
+	}
+	// Private to this call: a caller that gave up must not read what is still being written.
+	waiting := make([]ReportAnswer, len(reports))
+	done := make(chan struct{}, len(reports))
+	for i := range reports {
+		e.hub(reports[i].Token.NamespaceID).enqueue(&pendingReport{report: &reports[i], into: &waiting[i], done: done})
+	}
+	for i := range reports {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			for k := range answers {
+				answers[k].Err = ctx.Err()
+			}
+			go func() {
+				for range len(reports) - i {
+					<-done
+				}
+				e.dismiss(len(reports))
+			}()
+			return answers
+		}
+	}
+	e.dismiss(len(reports))
+	return waiting
+}
+
+func (h *hub) enqueue(p *pendingReport) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		p.answer(nil, task.Refuse(task.Draining, "this server is going away").After(time.Second))
+		return
+	}
+	h.reports = append(h.reports, p)
+	h.work.Signal()
+}
+
+// late decides a report whose lease is gone, beside the batches: it is rare, and must not hold them up.
+func (e *Engine) late(p *pendingReport) {
+	e.workers.Go(func() {
+		ctx, cancel := context.WithTimeout(e.background, flushTimeout)
+		defer cancel()
+		answer, change, err := e.store.ReportLate(ctx, p.report)
+		if err != nil {
+			p.answer(nil, err)
+			return
+		}
+		e.changed(change)
+		if answer.Refused != nil {
+			p.answer(nil, answer.Refused)
+			return
+		}
+		p.answer(answer.Reported, nil)
+	})
+}

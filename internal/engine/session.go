@@ -1,0 +1,285 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/taskerhq/tasker/internal/store"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// Registration is how a worker introduces itself when it opens a stream or polls.
+type Registration struct {
+	Namespace string
+	store.Session
+	HandlerLimits     map[string]int // a handler's own max_in_flight; absent: none
+	HeartbeatInterval time.Duration  // of idle frames; 0: 15 s
+	DeliveryTimeout   time.Duration  // 0: 5 s
+	Beats             bool           // the worker sends heartbeats for its leases
+	Held              []task.Token   // leases it still runs after a reconnect
+}
+
+// Defaults of a Registration.
+const (
+	DefaultHeartbeatInterval = 15 * time.Second
+	DefaultDeliveryTimeout   = 5 * time.Second
+)
+
+func (r *Registration) fillIn() {
+	if r.HeartbeatInterval == 0 {
+		r.HeartbeatInterval = DefaultHeartbeatInterval
+	}
+	if r.DeliveryTimeout == 0 {
+		r.DeliveryTimeout = DefaultDeliveryTimeout
+	}
+}
+
+// session is a worker process whose leases this server grants. The hub's mutex guards it.
+//
+// leases may hold more than the database does (a report landed elsewhere, and word of it is on its way), never less: so
+// memory under-grants at worst. What the database then does not know is found by reconcile.
+type session struct {
+	id, epoch int32
+	reg       Registration
+	leases    map[[16]byte]string // nonce → handler
+	byHandler map[string]int      // leases plus reservations
+	reserved  int                 // slots of claims under way
+	streams   map[*Stream]bool
+	newest    *Stream // gets the frames
+	polls     map[*poll]bool
+	drained   bool
+	gone      bool      // another server has it: nothing is granted here
+	beatAt    time.Time // when the next idle frame is due
+	beatDue   bool
+	quietAt   time.Time // since when it has neither stream nor poll
+	checkAt   time.Time // when it was last held against the database while full
+}
+
+// room is how many more leases of a handler the session may be granted now.
+func (s *session) room(handler string) int {
+	if s.drained || s.gone {
+		return 0
+	}
+	room := s.reg.MaxInFlight - len(s.leases) - s.reserved
+	if limit, ok := s.reg.HandlerLimits[handler]; ok {
+		room = min(room, limit-s.byHandler[handler])
+	}
+	if s.newest == nil {
+		wanted := 0
+		for p := range s.polls {
+			wanted += p.wanted()
+		}
+		room = min(room, wanted-s.reserved)
+	}
+	return max(room, 0)
+}
+
+func (s *session) reserve(handler string) {
+	s.reserved++
+	s.byHandler[handler]++
+}
+
+func (s *session) unreserve(handler string) {
+	s.reserved--
+	s.byHandler[handler]--
+}
+
+// hold turns a reservation into a lease.
+func (s *session) hold(nonce [16]byte, handler string) {
+	s.reserved--
+	s.leases[nonce] = handler
+}
+
+// forget drops a lease that the database no longer has.
+func (s *session) forget(nonce [16]byte) {
+	if handler, ok := s.leases[nonce]; ok {
+		delete(s.leases, nonce)
+		s.byHandler[handler]--
+	}
+}
+
+// Opened is what a worker is told when its stream opens.
+type Opened struct {
+	HeartbeatInterval time.Duration
+	DeliveryTimeout   time.Duration
+	ServerTime        time.Time
+	Lost              []task.Token // of the leases it said it holds
+	InFlight          int          // leases the server knows it to hold
+}
+
+// openSession makes this server the one that grants to the session and reads what it holds. A poll of a session that is
+// here already and unchanged needs no database.
+func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool) (h *hub, s *session, o Opened, err error) {
+	r.fillIn()
+	if r.Namespace == "" {
+		r.Namespace = DefaultNamespace
+	}
+	namespaceID, err := e.namespace(ctx, r.Namespace)
+	if err != nil {
+		return nil, nil, o, err
+	}
+	h = e.hub(namespaceID)
+	if polling {
+		if s := h.sameSession(r); s != nil {
+			return h, s, Opened{HeartbeatInterval: r.HeartbeatInterval, DeliveryTimeout: r.DeliveryTimeout}, nil
+		}
+	}
+	id, epoch, at, err := e.store.OpenSession(ctx, namespaceID, e.conf.ReplicaID, r.Session)
+	if err != nil {
+		return nil, nil, o, err
+	}
+	e.clock.learn(at)
+	// Read after the take-over committed: from then on only this server grants to the session.
+	leases, err := e.store.SessionLeases(ctx, namespaceID, id)
+	if err != nil {
+		return nil, nil, o, err
+	}
+	probed, err := e.store.ProbeLanes(ctx, namespaceID, r.Handlers)
+	if err != nil {
+		return nil, nil, o, err
+	}
+	for i := range leases {
+		l, err := e.lane(ctx, leases[i].LaneID)
+		if err != nil {
+			return nil, nil, o, err
+		}
+		leases[i].Handler = l.Handler
+	}
+	o = Opened{HeartbeatInterval: r.HeartbeatInterval, DeliveryTimeout: r.DeliveryTimeout, ServerTime: at}
+	var undelivered []store.HeldLease
+	s, undelivered = h.adopt(id, epoch, r, leases, polling, &o)
+	h.probed(probed)
+	if len(undelivered) > 0 {
+		// The worker says what it holds, so what was sent and is not among it never arrived.
+		e.giveBack(namespaceID, undelivered, task.Undelivered)
+	}
+	return h, s, o, nil
+}
+
+// sameSession finds a session that a poll may use as it stands.
+func (h *hub) sameSession(r *Registration) *session {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.sessions {
+		if s.reg.WorkerID == r.WorkerID && s.reg.InstanceID == r.InstanceID && !s.gone && !s.drained &&
+			s.reg.MaxInFlight == r.MaxInFlight && sameHandlers(s.reg.Handlers, r.Handlers) {
+			return s
+		}
+	}
+	return nil
+}
+
+func sameHandlers(a, b []string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// adopt installs or renews the session. For a stream it also tells the leases that the worker lost, and those it was
+// sent and does not hold.
+func (h *hub) adopt(id, epoch int32, r *Registration, leases []store.SessionLease, polling bool, o *Opened) (*session, []store.HeldLease) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.sessions[id]
+	if s == nil {
+		s = &session{id: id, leases: map[[16]byte]string{}, byHandler: map[string]int{}, streams: map[*Stream]bool{}, polls: map[*poll]bool{}}
+		h.sessions[id] = s
+	} else {
+		h.unsubscribe(s)
+	}
+	s.epoch, s.reg, s.drained, s.gone = epoch, *r, false, false
+	for _, name := range r.Handlers {
+		x := h.handler(name)
+		x.sessions = append(x.sessions, s)
+	}
+	stands := make(map[[16]byte]bool, len(leases))
+	for _, l := range leases {
+		stands[l.Token.Nonce] = true
+		if _, known := s.leases[l.Token.Nonce]; !known {
+			s.leases[l.Token.Nonce] = l.Handler
+			s.byHandler[l.Handler]++
+		}
+	}
+	o.InFlight = len(leases)
+	if polling {
+		return s, nil
+	}
+	held := make(map[[16]byte]bool, len(r.Held))
+	for _, t := range r.Held {
+		held[t.Nonce] = true
+		if !stands[t.Nonce] {
+			o.Lost = append(o.Lost, t)
+		}
+	}
+	var undelivered []store.HeldLease
+	for _, l := range leases {
+		if !l.Confirmed && !held[l.Token.Nonce] {
+			undelivered = append(undelivered, store.HeldLease{Step: l.Token.Step, Nonce: l.Token.Nonce, LaneID: l.LaneID})
+		}
+	}
+	return s, undelivered
+}
+
+// unsubscribe needs h.mu.
+func (h *hub) unsubscribe(s *session) {
+	for _, name := range s.reg.Handlers {
+		x := h.handlers[name]
+		for i, other := range x.sessions {
+			if other == s {
+				x.sessions = append(x.sessions[:i], x.sessions[i+1:]...)
+				break
+			}
+		}
+	}
+}
+
+// probed heeds what a look into lanes found.
+func (h *hub) probed(probes []store.Probed) {
+	for _, p := range probes {
+		h.e.learnLane(p.Lane)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range probes {
+		h.e.clock.learn(p.At)
+		x := h.lane(p.Lane)
+		if p.Seq != nil {
+			if *p.Seq <= x.cursor {
+				x.cursor = *p.Seq - 1
+			}
+			x.heat()
+		}
+		if p.DueAt != nil {
+			h.due(x, h.e.clock.local(*p.DueAt))
+		}
+	}
+	h.work.Broadcast()
+}
+
+// leave takes a session off that has neither stream nor poll any more.
+func (h *hub) leave(s *session) {
+	h.mu.Lock()
+	if len(s.streams) > 0 || len(s.polls) > 0 || h.sessions[s.id] != s {
+		h.mu.Unlock()
+		return
+	}
+	h.unsubscribe(s)
+	delete(h.sessions, s.id)
+	gone, epoch := s.gone, s.epoch
+	h.mu.Unlock()
+	if gone {
+		return
+	}
+	// Under the engine's life: the worker's own call is over. A crash before this is met by SessionLiveFor.
+	ctx, cancel := context.WithTimeout(h.e.background, 5*time.Second)
+	defer cancel()
+	if err := h.e.store.CloseSession(ctx, s.id, epoch); err != nil {
+		h.e.log.WarnContext(ctx, "closing a session failed", "session_id", s.id, "error", err)
+	}
+}

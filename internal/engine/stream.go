@@ -1,0 +1,262 @@
+package engine
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/taskerhq/tasker/internal/store"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// Frame is one message to a worker; exactly one field is set.
+type Frame struct {
+	Step      *task.ReadyStep
+	Revoked   *store.Revoked
+	Notice    *Notice
+	Heartbeat bool
+	Draining  bool
+}
+
+// Notice says why nothing is sent although capacity is free.
+type Notice struct {
+	Handler string
+	Reason  string
+	Until   *time.Time
+}
+
+// Stream is a worker's open ReadySteps call. Frames wait in it until Next takes them; their number is bounded by the
+// session's max_in_flight.
+type Stream struct {
+	hub     *hub
+	session *session
+	opened  Opened
+
+	mu     sync.Mutex
+	frames []Frame
+	over   bool
+	cause  error // nil: ended with OK
+	wake   chan struct{}
+}
+
+// Open opens a worker's stream. It gets the session's frames from now on; an older stream of the session stays open
+// without any.
+func (e *Engine) Open(ctx context.Context, r Registration) (*Stream, error) {
+	h, s, opened, err := e.openSession(ctx, &r, false)
+	if err != nil {
+		return nil, err
+	}
+	st := &Stream{hub: h, session: s, opened: opened, wake: make(chan struct{}, 1)}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.draining || h.closed:
+		return nil, task.Refuse(task.Draining, "this server is going away: open the stream on another one").After(time.Second)
+	case h.streams >= e.conf.MaxStreams:
+		return nil, task.Refuse(task.TooManyStreams, "this server has its fill of streams in this namespace").After(5 * time.Second)
+	}
+	h.streams++
+	if s.newest != nil {
+		// What the older stream has not handed out moves over.
+		st.frames = s.newest.takeSteps()
+	}
+	s.streams[st], s.newest = true, st
+	s.beatAt = time.Now().Add(r.HeartbeatInterval)
+	h.arm(s.beatAt)
+	h.sessions[s.id] = s
+	h.work.Broadcast()
+	if len(st.frames) > 0 {
+		st.signal()
+	}
+	return st, nil
+}
+
+// Opened is what the worker is told first.
+func (st *Stream) Opened() Opened { return st.opened }
+
+// Next waits for the next frame. io.EOF ends the stream with OK; a *task.Error is told to the worker.
+func (st *Stream) Next(ctx context.Context) (Frame, error) {
+	for {
+		st.mu.Lock()
+		if len(st.frames) > 0 {
+			f := st.frames[0]
+			st.frames[0] = Frame{}
+			st.frames = st.frames[1:]
+			if len(st.frames) == 0 {
+				st.frames = nil // idle streams hold no buffer
+			}
+			st.mu.Unlock()
+			return f, nil
+		}
+		over, cause := st.over, st.cause
+		st.mu.Unlock()
+		if over {
+			if cause == nil {
+				cause = io.EOF
+			}
+			return Frame{}, cause
+		}
+		select {
+		case <-st.wake:
+		case <-ctx.Done():
+			return Frame{}, ctx.Err()
+		}
+	}
+}
+
+// Close ends the stream. Steps that were not handed out go back at once, at no cost to them.
+func (st *Stream) Close() {
+	h, s := st.hub, st.session
+	st.end(nil)
+	h.mu.Lock()
+	if !s.streams[st] {
+		h.mu.Unlock()
+		return
+	}
+	delete(s.streams, st)
+	h.streams--
+	if s.newest == st {
+		s.newest = nil
+		for other := range s.streams {
+			s.newest = other
+		}
+	}
+	left := st.takeSteps()
+	h.mu.Unlock()
+	var back []store.HeldLease
+	for _, f := range left {
+		back = append(back, heldLease(f.Step))
+	}
+	if len(back) > 0 {
+		h.e.giveBack(h.id, back, task.Undelivered)
+	}
+	h.leave(s)
+}
+
+func heldLease(r *task.ReadyStep) store.HeldLease {
+	return store.HeldLease{Step: r.Token.Step, Nonce: r.Token.Nonce}
+}
+
+func (st *Stream) push(f Frame) {
+	st.mu.Lock()
+	if !st.over {
+		st.frames = append(st.frames, f)
+	}
+	st.mu.Unlock()
+	st.signal()
+}
+
+func (st *Stream) end(cause error) {
+	st.mu.Lock()
+	if !st.over {
+		st.over, st.cause = true, cause
+	}
+	st.mu.Unlock()
+	st.signal()
+}
+
+func (st *Stream) signal() {
+	select {
+	case st.wake <- struct{}{}:
+	default:
+	}
+}
+
+// takeSteps takes the steps that were not handed out yet.
+func (st *Stream) takeSteps() []Frame {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	var steps, rest []Frame
+	for _, f := range st.frames {
+		if f.Step != nil {
+			steps = append(steps, f)
+		} else {
+			rest = append(rest, f)
+		}
+	}
+	st.frames = rest
+	return steps
+}
+
+// poll is a PollReadySteps call that waits.
+type poll struct {
+	max   int
+	mu    sync.Mutex
+	steps []*task.ReadyStep
+	over  bool
+	done  chan struct{} // closed when it has something, or waits no longer
+}
+
+func (p *poll) wanted() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return 0
+	}
+	return p.max - len(p.steps)
+}
+
+// give hands a step over; false when the poll has returned.
+func (p *poll) give(r *task.ReadyStep) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over || len(p.steps) >= p.max {
+		return false
+	}
+	p.steps = append(p.steps, r)
+	return true
+}
+
+// finish lets the poll return with what it has.
+func (p *poll) finish() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.over {
+		p.over = true
+		close(p.done)
+	}
+}
+
+// Poll waits up to wait for steps and returns with the first batch of them, at most maxSteps.
+func (e *Engine) Poll(ctx context.Context, r Registration, maxSteps int, wait time.Duration) ([]*task.ReadyStep, Opened, error) {
+	h, s, opened, err := e.openSession(ctx, &r, true)
+	if err != nil {
+		return nil, opened, err
+	}
+	p := &poll{max: max(maxSteps, 1), done: make(chan struct{})}
+	h.mu.Lock()
+	if h.draining || h.closed {
+		h.mu.Unlock()
+		return nil, opened, task.Refuse(task.Draining, "this server is going away: poll another one").After(time.Second)
+	}
+	h.sessions[s.id] = s
+	s.polls[p] = true
+	h.work.Broadcast()
+	h.mu.Unlock()
+
+	timer := time.NewTimer(wait)
+	select {
+	case <-p.done:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	timer.Stop()
+	p.finish()
+	h.mu.Lock()
+	delete(s.polls, p)
+	s.quietAt = time.Now()
+	h.mu.Unlock()
+	if ctx.Err() != nil {
+		// The caller is gone: what it was about to get goes back.
+		var back []store.HeldLease
+		for _, r := range p.steps {
+			back = append(back, heldLease(r))
+		}
+		if len(back) > 0 {
+			e.giveBack(h.id, back, task.Undelivered)
+		}
+		return nil, opened, ctx.Err()
+	}
+	return p.steps, opened, nil
+}

@@ -1,0 +1,301 @@
+package engine
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/taskerhq/tasker/internal/store"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+const (
+	sweepEvery     = time.Second     // leases that other servers granted end within this of their time
+	probeEvery     = 4 * time.Second // lanes, while other servers' wakes are heard
+	probeEveryDeaf = 500 * time.Millisecond
+	keepEvery      = 5 * time.Second
+	sweepBatch     = 500
+)
+
+// every runs f now and then until ctx ends; f says how long to wait. Waits are jittered so that servers spread out.
+func every(ctx context.Context, f func(context.Context) time.Duration) error {
+	for {
+		wait := f(ctx)
+		timer := time.NewTimer(wait - time.Duration(rand.Int64N(int64(wait)/10+1))) //nolint:gosec // jitter, not a secret
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
+// sweepLoop does what time alone brings about: it ends expired leases, enforces deadlines, and settles tasks that a crash
+// kept from being settled. It sleeps until the next lease ends, or sweepEvery: no lease is shorter than that.
+func (e *Engine) sweepLoop(ctx context.Context) error {
+	var restUntil time.Time // looking for unsettled tasks takes at most a fiftieth of the time
+	return every(ctx, func(ctx context.Context) time.Duration {
+		start := time.Now()
+		withUnsettled := start.After(restUntil)
+		t, err := e.store.Tick(ctx, withUnsettled)
+		if err != nil {
+			e.sweepFailed(ctx, "looking for what is due", err)
+			return sweepEvery
+		}
+		if withUnsettled {
+			restUntil = time.Now().Add(50*time.Since(start) - sweepEvery)
+		}
+		e.clock.learn(t.At)
+		for _, id := range t.Unsettled {
+			e.settle(ctx, id)
+		}
+		if t.Overdue {
+			e.enforceDeadlines(ctx)
+		}
+		if t.ExpiresAt == nil {
+			return sweepEvery
+		}
+		if in := t.ExpiresAt.Sub(t.At); in > 0 {
+			return min(max(in, time.Millisecond), sweepEvery)
+		}
+		more, err := e.sweep(ctx)
+		switch {
+		case err != nil:
+			e.sweepFailed(ctx, "sweeping expired leases", err)
+			return sweepEvery
+		case more:
+			return time.Millisecond
+		}
+		return 50 * time.Millisecond // rows that others held were passed by
+	})
+}
+
+// enforceDeadlines gives up the steps whose deadline has passed.
+func (e *Engine) enforceDeadlines(ctx context.Context) {
+	due, err := e.store.DueDeadlines(ctx, sweepBatch)
+	if err != nil {
+		e.sweepFailed(ctx, "looking for deadlines", err)
+		return
+	}
+	for _, d := range due {
+		change, err := e.store.EnforceDeadline(ctx, d)
+		if err != nil {
+			e.sweepFailed(ctx, "enforcing a deadline", err)
+			continue
+		}
+		e.changed(change)
+	}
+}
+
+// sweep concludes one batch of expired leases. more says that another batch may wait.
+func (e *Engine) sweep(ctx context.Context) (more bool, err error) {
+	leases, err := e.store.ExpiredLeases(ctx, sweepBatch)
+	if err != nil {
+		return false, err
+	}
+	byNamespace := map[int32][]store.HeldLease{}
+	for _, x := range leases {
+		l, err := e.lane(ctx, x.LaneID)
+		if err != nil {
+			return false, err
+		}
+		byNamespace[l.NamespaceID] = append(byNamespace[l.NamespaceID], x)
+	}
+	for id, some := range byNamespace {
+		ended, change, err := e.store.Expire(ctx, id, some)
+		if err != nil {
+			return false, err
+		}
+		for _, x := range ended {
+			change.Revoked = append(change.Revoked, store.Revoked{Token: x.Token, Reason: revokeReason(x.Outcome)})
+		}
+		e.stats.expired.Add(int64(len(ended)))
+		e.changed(change)
+	}
+	return len(leases) == sweepBatch, nil
+}
+
+func revokeReason(o task.Outcome) task.RevokeReason {
+	switch o {
+	case task.TimedOut:
+		return task.RevokedTimedOut
+	case task.DeadlineExceeded:
+		return task.RevokedDeadline
+	default:
+		return task.RevokedLost
+	}
+}
+
+func (e *Engine) sweepFailed(ctx context.Context, what string, err error) {
+	if ctx.Err() == nil {
+		e.log.WarnContext(ctx, what+" failed", "error", err)
+	}
+}
+
+// probeLoop looks into the lanes that somebody here subscribes to, whatever wakes were missed.
+func (e *Engine) probeLoop(ctx context.Context) error {
+	return every(ctx, func(ctx context.Context) time.Duration {
+		for _, h := range e.everyHub() {
+			handlers := h.subscribed()
+			if len(handlers) == 0 {
+				continue
+			}
+			probes, err := e.store.ProbeLanes(ctx, h.id, handlers)
+			if err != nil {
+				e.sweepFailed(ctx, "probing lanes", err)
+				continue
+			}
+			h.probed(probes)
+		}
+		if e.notifier.hears() {
+			return probeEvery
+		}
+		return probeEveryDeaf
+	})
+}
+
+// subscribed lists the handlers that a session of this server asks for.
+func (h *hub) subscribed() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var names []string
+	for name, x := range h.handlers {
+		if len(x.sessions) > 0 {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// keepLoop says that this server's sessions are alive, finds those that moved, and frees capacity whose reports landed on
+// other servers and were not heard of.
+func (e *Engine) keepLoop(ctx context.Context) error {
+	return every(ctx, func(ctx context.Context) time.Duration {
+		for _, h := range e.everyHub() {
+			if err := e.keep(ctx, h); err != nil {
+				e.sweepFailed(ctx, "keeping sessions", err)
+			}
+		}
+		if e.notifier.hears() {
+			return keepEvery
+		}
+		return time.Second
+	})
+}
+
+func (e *Engine) keep(ctx context.Context, h *hub) error {
+	ids, epochs, quiet := h.presentSessions()
+	for _, s := range quiet {
+		h.leave(s)
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	kept, err := e.store.KeepSessions(ctx, ids, epochs)
+	if err != nil {
+		return err
+	}
+	full := h.heedKept(kept)
+	if len(full) == 0 {
+		return nil
+	}
+	// What memory holds now and the database does not was concluded elsewhere.
+	before := h.leasesOf(full)
+	stands, err := e.store.LeaseTokens(ctx, full)
+	if err != nil {
+		return err
+	}
+	h.reconcile(before, stands)
+	return nil
+}
+
+// presentSessions lists the sessions that are used, and those that no poll has used for SessionLiveFor.
+func (h *hub) presentSessions() (ids, epochs []int32, quiet []*session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, s := range h.sessions {
+		if len(s.streams) == 0 && len(s.polls) == 0 && time.Since(s.quietAt) > store.SessionLiveFor {
+			quiet = append(quiet, s)
+			continue
+		}
+		ids, epochs = append(ids, id), append(epochs, s.epoch)
+	}
+	return ids, epochs, quiet
+}
+
+// heedKept acts on what became of sessions, and lists those that look full.
+func (h *hub) heedKept(kept []store.Kept) (full []int32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, k := range kept {
+		s := h.sessions[k.SessionID]
+		if s == nil {
+			continue
+		}
+		s.drained = k.Drained
+		switch {
+		case k.Superseded:
+			s.gone = true
+			for st := range s.streams {
+				st.end(task.Refuse(task.SessionTakenOver, "a later instance has this worker_id").With("worker_id", s.reg.WorkerID))
+			}
+		case !k.Kept:
+			// Another server has it: the worker opened a newer stream there. This one gets no frames any more, and stays
+			// open until the worker closes it.
+			s.gone = true
+		case len(s.leases) >= s.reg.MaxInFlight || len(s.reg.HandlerLimits) > 0:
+			full = append(full, s.id)
+		}
+	}
+	return full
+}
+
+func (h *hub) leasesOf(ids []int32) map[int32][][16]byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	held := make(map[int32][][16]byte, len(ids))
+	for _, id := range ids {
+		if s := h.sessions[id]; s != nil {
+			for nonce := range s.leases {
+				held[id] = append(held[id], nonce)
+			}
+		}
+	}
+	return held
+}
+
+func (h *hub) reconcile(before map[int32][][16]byte, stands map[[16]byte]bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, nonces := range before {
+		for _, nonce := range nonces {
+			if s := h.sessions[id]; s != nil && !stands[nonce] {
+				s.forget(nonce)
+			}
+		}
+	}
+	h.work.Broadcast()
+}
+
+// settleLoop records the end of tasks that can run no further, after the commit of the failure that may have been the
+// last. What is lost between the two is found by the sweep.
+func (e *Engine) settleLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case id := <-e.settling:
+			e.settle(ctx, id)
+		}
+	}
+}
+
+func (e *Engine) settle(ctx context.Context, id task.ID) {
+	change, err := e.store.Settle(ctx, id)
+	if err != nil {
+		e.sweepFailed(ctx, "settling a task", err)
+		return
+	}
+	e.changed(change)
+}

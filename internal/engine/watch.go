@@ -1,0 +1,120 @@
+package engine
+
+import (
+	"context"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// watchEvery is how often a watched task is looked at when nobody says that it changed: on another server, say, whose
+// word was lost.
+const watchEvery = 2 * time.Second
+
+// Watch follows one task. It never queues: whoever reads slowly is handed the newest state, and skips what came between.
+type Watch struct {
+	e         *Engine
+	namespace string
+	id        task.ID
+	untilIdle bool
+	revision  int64 // the last one handed out, or the one to resume after
+	first     bool
+	over      bool
+	known     map[task.StepID]int64 // steps as handed out: id → event_no
+	ping      chan struct{}
+}
+
+// TaskChange is one frame of a Watch: the task, and the steps that changed since the last frame.
+type TaskChange struct {
+	Revision int64 // the number of events of the task's steps so far: it rises with every change
+	Snapshot bool  // Steps are all steps
+	Task     *task.View
+	Steps    []task.StepView
+}
+
+// WatchTask begins to follow a task. afterRevision resumes: a task that has not moved since is not sent again.
+func (e *Engine) WatchTask(ctx context.Context, namespace string, id task.ID, afterRevision int64, untilIdle bool) (*Watch, error) {
+	if _, err := e.GetTask(ctx, namespace, id, false); err != nil {
+		return nil, err
+	}
+	w := &Watch{
+		e: e, namespace: namespace, id: id, untilIdle: untilIdle, revision: afterRevision, first: true,
+		known: map[task.StepID]int64{}, ping: make(chan struct{}, 1),
+	}
+	e.mu.Lock()
+	e.watches[id] = append(e.watches[id], w)
+	e.mu.Unlock()
+	return w, nil
+}
+
+// Close ends the watch.
+func (w *Watch) Close() {
+	w.e.mu.Lock()
+	defer w.e.mu.Unlock()
+	left := slices.DeleteFunc(w.e.watches[w.id], func(x *Watch) bool { return x == w })
+	if len(left) == 0 {
+		delete(w.e.watches, w.id)
+		return
+	}
+	w.e.watches[w.id] = left
+}
+
+// Next waits until the task has changed since the last frame. io.EOF follows the frame in which the task is complete or
+// cancelled, or, with untilIdle, in error.
+func (w *Watch) Next(ctx context.Context) (*TaskChange, error) {
+	if w.over {
+		return nil, io.EOF
+	}
+	for {
+		c, err := w.look(ctx)
+		if err != nil || c != nil {
+			return c, err
+		}
+		if w.over {
+			return nil, io.EOF
+		}
+		timer := time.NewTimer(watchEvery)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		case <-timer.C:
+		case <-w.ping:
+			timer.Stop()
+		}
+	}
+}
+
+// look reads the task, and answers nil when nothing changed.
+func (w *Watch) look(ctx context.Context) (*TaskChange, error) {
+	view, steps, revision, err := w.e.store.WatchedTask(ctx, w.id)
+	if err != nil {
+		return nil, err
+	}
+	w.over = view.State == task.Complete || view.State == task.Cancelled || w.untilIdle && view.State == task.Errored
+	if revision <= w.revision && !(w.first && w.revision == 0) {
+		return nil, nil //nolint:nilnil // nothing new
+	}
+	c := &TaskChange{Revision: revision, Snapshot: w.first, Task: view}
+	for _, s := range steps {
+		if w.first || w.known[s.View.ID] != s.EventNo {
+			c.Steps = append(c.Steps, s.View)
+		}
+		w.known[s.View.ID] = s.EventNo
+	}
+	w.first, w.revision = false, revision
+	return c, nil
+}
+
+func (e *Engine) pingWatches(id task.ID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, w := range e.watches[id] {
+		select {
+		case w.ping <- struct{}{}:
+		default:
+		}
+	}
+}
