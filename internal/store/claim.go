@@ -112,7 +112,7 @@ func scanGrant(rows pgx.Rows, namespaceID int32) (Grant, error) {
 	)
 	err := rows.Scan(&g.LaneID, &g.Seq, &g.SessionID, &nonce, &taskID, &r.StepNo, &attempts, &dispatch, &r.GrantedAt,
 		&r.DeliveryTimeout, &r.LeaseDuration, &runTimeout, &r.Deadline,
-		&r.StepName, &r.RetryLimit, &handlerConfig, &r.TaskName, &r.Context, &trace,
+		&r.StepName, &r.RetryLimit, &handlerConfig, &r.TaskName, &r.Context, &r.Labels, &trace,
 		&parents, &names, &results, &checkpoint,
 		&failedDispatch, &failedOutcome, &failedAttempt, &failedAt, &code, &message, &class, &httpStatus, &stackTrace, &detailed)
 	if err != nil {

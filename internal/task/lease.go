@@ -133,6 +133,7 @@ type ReadyStep struct {
 	Checkpoint      string             // of an earlier dispatch; empty: none
 	PreviousFailure *PreviousFailure
 	TraceContext    string
+	Labels          []string // of the task: 'key=value', sorted
 	GrantedAt       time.Time
 	LeaseExpiresAt  time.Time     // the delivery lease: confirm before it
 	LeaseDuration   time.Duration // the lease once confirmed

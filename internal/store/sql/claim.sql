@@ -55,7 +55,7 @@ granted as materialized (
     -- unless set: long enough for the run of a worker that sends no heartbeats, else 30 s
     coalesce(s.lease_duration, case when session.beats then interval '30 seconds'
       else greatest(interval '30 seconds', s.run_timeout + interval '5 seconds') end) as lease_duration,
-    t.name as task_name, t.context, t.trace_context, t.deadline
+    t.name as task_name, t.context, t.labels, t.trace_context, t.deadline
   from candidate c
   cross join lateral (select * from session where session.session_id = c.session_id limit 1) session
   cross join lateral (
@@ -63,7 +63,7 @@ granted as materialized (
     from step where step.task_id = c.task_id and step.step_no = c.step_no limit 1
   ) s
   cross join lateral (
-    select task.name, task.context, task.trace_context, task.deadline from task where task.task_id = c.task_id limit 1
+    select task.name, task.context, task.labels, task.trace_context, task.deadline from task where task.task_id = c.task_id limit 1
   ) t
 ),
 taken_ready as (
@@ -94,7 +94,7 @@ recorded as (
 select g.lane_id, g.seq, g.session_id, g.token, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at,
   g.delivery_timeout, g.lease_duration, g.run_timeout,
   least(g.deadline, coalesce(g.first_started_at, g.granted_at) + g.max_elapsed) as stop_at,
-  g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.trace_context,
+  g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context,
   cardinality(g.parents) as parent_count, dependency.names, dependency.results,
   saved.body as checkpoint,
   f.dispatch as failed_dispatch, f.outcome::text as failed_outcome, f.attempt as failed_attempt, f.ended_at as failed_at,
