@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # A Go that .ci/deps fetched because the machine had none that would do goes first.
-export PATH := $(CURDIR)/tmp/go/bin:$(PATH):/usr/local/go/bin
+export PATH := $(CURDIR)/tmp/.go/bin:$(PATH):/usr/local/go/bin
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -X main.version=$(VERSION)
