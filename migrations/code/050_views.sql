@@ -4,6 +4,7 @@ create or replace view step_attempts_v as
 select
   run.task_id + run.step_no as workflow_step_id,
   run.task_id,
+  run.step_no,
   step.name,
   lane.handler,
   run.dispatch,
@@ -47,6 +48,11 @@ from (
   from step_failure as failure
   left join late_report as late
     on late.task_id = failure.task_id and late.step_no = failure.step_no and late.dispatch = failure.dispatch
+  -- A lost lease whose report came after all and was accepted is shown as what was reported.
+  where failure.outcome <> 'lost_lease' or not exists (
+    select from step_end as ended
+    where ended.task_id = failure.task_id and ended.step_no = failure.step_no and ended.dispatches = failure.dispatch
+      and ended.state = 'complete' and ended.token is not null)
   union all
   -- An ending without a token is an operator's, not a run's.
   select ended.task_id, ended.step_no, ended.dispatches, ended.attempts, ended.epoch,
@@ -85,6 +91,7 @@ left join worker_session as session on session.session_id = run.session_id;
 comment on view step_attempts_v is 'Every dispatch that was concluded or runs now: who, when, how it ended, and what delay followed and why. Dispatches handed back without a result stand in history_v only. Filter by task_id.';
 comment on column step_attempts_v.workflow_step_id is 'The step''s id.';
 comment on column step_attempts_v.task_id is 'The task''s id.';
+comment on column step_attempts_v.step_no is 'The step''s number in the task.';
 comment on column step_attempts_v.name is 'The step''s name.';
 comment on column step_attempts_v.handler is 'The kind of work.';
 comment on column step_attempts_v.dispatch is 'Number of the lease: 1 for the first, never restarting.';
