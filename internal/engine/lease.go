@@ -146,18 +146,6 @@ func (h *hub) drainSession(id int32) {
 	}
 }
 
-// DependencyResults reads results of a leased step's parents page by page.
-func (e *Engine) DependencyResults(ctx context.Context, token task.Token, afterNo, limit int) ([]store.NumberedResult, error) {
-	held, err := e.store.Holds(ctx, token)
-	if err != nil {
-		return nil, err
-	}
-	if !held {
-		return nil, task.Refuse(task.LeaseLost, "the lease is not held any more")
-	}
-	return e.store.DependencyResults(ctx, token.Step, afterNo, limit)
-}
-
 // namespaceName finds a namespace's name by its id, from memory: whoever has a session in it has named it.
 func (e *Engine) namespaceName(id int32) string {
 	e.mu.Lock()

@@ -16,7 +16,6 @@ const watchEvery = 2 * time.Second
 // Watch follows one task. It never queues: whoever reads slowly is handed the newest state, and skips what came between.
 type Watch struct {
 	e         *Engine
-	namespace string
 	id        task.ID
 	untilIdle bool
 	revision  int64 // the last one handed out, or the one to resume after
@@ -35,12 +34,12 @@ type TaskChange struct {
 }
 
 // WatchTask begins to follow a task. afterRevision resumes: a task that has not moved since is not sent again.
-func (e *Engine) WatchTask(ctx context.Context, namespace string, id task.ID, afterRevision int64, untilIdle bool) (*Watch, error) {
-	if _, err := e.GetTask(ctx, namespace, id, false); err != nil {
+func (e *Engine) WatchTask(ctx context.Context, id task.ID, afterRevision int64, untilIdle bool) (*Watch, error) {
+	if _, _, err := e.GetTask(ctx, id, false, false); err != nil {
 		return nil, err
 	}
 	w := &Watch{
-		e: e, namespace: namespace, id: id, untilIdle: untilIdle, revision: afterRevision, first: true,
+		e: e, id: id, untilIdle: untilIdle, revision: afterRevision, first: true,
 		known: map[task.StepID]int64{}, ping: make(chan struct{}, 1),
 	}
 	e.mu.Lock()

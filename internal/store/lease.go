@@ -253,9 +253,3 @@ var (
 		task.DeadlineExceeded: "the task's deadline or the step's max_elapsed passed",
 	}
 )
-
-// Holds tells whether a token's lease is held.
-func (s *Store) Holds(ctx context.Context, t task.Token) (held bool, err error) {
-	err = s.Hot.QueryRow(ctx, sqlText("holds"), int64(t.Step.Task()), t.Step.No(), t.Nonce).Scan(&held)
-	return held, err
-}
