@@ -355,7 +355,7 @@ func TestDeadlineParksWhatWaits(t *testing.T) {
 	due, err := w.s.DueDeadlines(t.Context(), 10)
 	w.ok(err)
 	equal(w, "due before", len(due), 0)
-	w.failRunning(id.Step(2))
+	w.fail(id.Step(2), task.RetryableFailure)
 	w.pass(2 * time.Minute)
 	due, err = w.s.DueDeadlines(t.Context(), 10)
 	w.ok(err)
@@ -381,14 +381,6 @@ func TestDeadlineParksWhatWaits(t *testing.T) {
 	equal(w, "deadlines left", value[int](w, "select count(*) from deadline"), 0)
 	equal(w, "task", w.task(id).State, task.Errored)
 	w.sound(id)
-}
-
-// failRunning fails a step that runs already.
-func (w *world) failRunning(id task.StepID) {
-	w.Helper()
-	token := task.Token{NamespaceID: w.ns, Step: id, Dispatch: 1, SessionID: w.session.SessionID}
-	w.ok(w.db.Pool.QueryRow(w.Context(), "select token from lease where task_id = $1 and step_no = $2", id.Task(), id.No()).Scan(&token.Nonce))
-	w.report(store.Grant{Step: &task.ReadyStep{Token: token}}, task.RetryableFailure)
 }
 
 func TestPurgeTask(t *testing.T) {

@@ -27,6 +27,7 @@ type world struct {
 	ids     *store.TaskIDs
 	session store.SessionFence
 	now     time.Time
+	held    map[task.StepID]store.Grant // granted by run, not asked for yet
 }
 
 // epoch is where a world's clock starts: not a round number of anything, in no daylight-saving gap.
@@ -34,7 +35,7 @@ var epoch = time.Date(2026, 3, 14, 15, 9, 26, 535_897_000, time.UTC)
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{T: t, db: pgtest.New(t), now: epoch}
+	w := &world{T: t, db: pgtest.New(t), now: epoch, held: map[task.StepID]store.Grant{}}
 	config, err := pgxpool.ParseConfig(w.db.ConnString())
 	if err != nil {
 		t.Fatal(err)
@@ -143,16 +144,20 @@ func (w *world) claim(n int) []store.Grant {
 	return grants
 }
 
-// run claims what is ready and gives the grant of one step.
+// run gives the grant of a step, claiming all that is ready if it must.
 func (w *world) run(id task.StepID) store.Grant {
 	w.Helper()
-	for _, g := range w.claim(1000) {
-		if g.Step.Token.Step == id {
-			return g
+	if _, ok := w.held[id]; !ok {
+		for _, g := range w.claim(1000) {
+			w.held[g.Step.Token.Step] = g
 		}
 	}
-	w.Fatalf("step %s was not granted", id)
-	return store.Grant{}
+	g, ok := w.held[id]
+	if !ok {
+		w.Fatalf("step %s was not granted", id)
+	}
+	delete(w.held, id)
+	return g
 }
 
 // report reports an outcome. with may change the report.
