@@ -186,9 +186,9 @@ type run struct {
 
 // fan runs one task of 1 → fanWidth → 1 steps: it prepares the statements, and shows that the join opens once.
 func (r *run) fan(ctx context.Context) error {
-	parents, middle := [][]int32{nil}, []int32(nil)
-	for no := range int32(fanWidth) {
-		parents = append(parents, []int32{1})
+	parents, middle := [][]int{nil}, []int(nil)
+	for no := range fanWidth {
+		parents = append(parents, []int{1})
 		middle = append(middle, no+2)
 	}
 	if err := r.submit(ctx, r.conn, fanLane, 1, append(parents, middle)); err != nil {
@@ -210,9 +210,9 @@ func (r *run) fan(ctx context.Context) error {
 
 // chain times each step of a chain: one pipelined transaction that completes the step and claims the next.
 func (r *run) chain(ctx context.Context) (meter.Percentiles, error) {
-	parents := [][]int32{nil}
-	for no := int32(1); no < int32(r.cfg.ChainSteps); no++ {
-		parents = append(parents, []int32{no})
+	parents := [][]int{nil}
+	for no := 1; no < r.cfg.ChainSteps; no++ {
+		parents = append(parents, []int{no})
 	}
 	if err := r.submit(ctx, r.conn, chainLane, 1, parents); err != nil {
 		return meter.Percentiles{}, err
@@ -253,7 +253,7 @@ func (r *run) lives(ctx context.Context, result *Result) error {
 	}
 	group.Go(func() error { return r.submitLives(ctx, open, flow) })
 	for session := range r.cfg.Loops {
-		group.Go(func() error { return r.workLives(ctx, flow, int32(session)) })
+		group.Go(func() error { return r.workLives(ctx, flow, session) })
 	}
 	var marks [2]struct {
 		meter.Reading
@@ -322,7 +322,7 @@ func (r *run) submitLives(ctx, open context.Context, f *flow) error {
 				case <-f.ended:
 				case <-open.Done():
 				}
-			} else if err := r.submit(ctx, conn, lifeLane, r.cfg.Batch, [][]int32{nil}); err != nil {
+			} else if err := r.submit(ctx, conn, lifeLane, r.cfg.Batch, [][]int{nil}); err != nil {
 				return err
 			} else {
 				f.submitted.Add(int64(r.cfg.Batch))
@@ -336,7 +336,7 @@ func (r *run) submitLives(ctx, open context.Context, f *flow) error {
 }
 
 // workLives is one loop: complete what it holds and claim the next, in one transaction, until nothing is left.
-func (r *run) workLives(ctx context.Context, f *flow, session int32) error {
+func (r *run) workLives(ctx context.Context, f *flow, session int) error {
 	return inSession(ctx, r.cfg.DSN, func(conn *pgx.Conn) error {
 		next := turn{lane: lifeLane, limit: r.cfg.Batch, session: session}
 		var cursor int64

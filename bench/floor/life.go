@@ -35,11 +35,11 @@ const (
 
 // submit sends count tasks of the same graph in one transaction. Parents lists, for each step from number 1, the
 // numbers of its parents.
-func (r *run) submit(ctx context.Context, conn *pgx.Conn, lane int32, count int, parents [][]int32) error {
+func (r *run) submit(ctx context.Context, conn *pgx.Conn, lane int, count int, parents [][]int) error {
 	sole, joined, needs := children(parents)
 	var (
 		taskIDs, stepTaskIDs          []int64
-		counts, stepNos, lanes        []int32
+		counts, stepNos, lanes        []int
 		soleText, joinedText, needsIn []*string
 		contexts                      [][]byte
 		isRoot                        []bool
@@ -47,9 +47,9 @@ func (r *run) submit(ctx context.Context, conn *pgx.Conn, lane int32, count int,
 	payload := make([]byte, contextBytes)
 	for range count {
 		r.tasks++
-		taskIDs, counts = append(taskIDs, r.tasks), append(counts, int32(len(parents)))
+		taskIDs, counts = append(taskIDs, r.tasks), append(counts, len(parents))
 		for i := range parents {
-			stepTaskIDs, stepNos, lanes = append(stepTaskIDs, r.tasks), append(stepNos, int32(i+1)), append(lanes, lane)
+			stepTaskIDs, stepNos, lanes = append(stepTaskIDs, r.tasks), append(stepNos, i+1), append(lanes, lane)
 			soleText, joinedText, needsIn = append(soleText, sole[i]), append(joinedText, joined[i]), append(needsIn, needs[i])
 			contexts, isRoot = append(contexts, payload), append(isRoot, len(parents[i]) == 0)
 		}
@@ -64,25 +64,25 @@ func (r *run) submit(ctx context.Context, conn *pgx.Conn, lane int32, count int,
 
 // children turns lists of parents into what the step rows carry, as array literals; nil is no child of that sort.
 // The task itself, number 0, is the child of every step that has no other.
-func children(parents [][]int32) (sole, joined, needs []*string) {
-	soleOf, joinedOf, needsOf := make([][]int32, len(parents)), make([][]int32, len(parents)), make([][]int32, len(parents))
-	link := func(child int32, of []int32) {
+func children(parents [][]int) (sole, joined, needs []*string) {
+	soleOf, joinedOf, needsOf := make([][]int, len(parents)), make([][]int, len(parents)), make([][]int, len(parents))
+	link := func(child int, of []int) {
 		for _, parent := range of {
 			if len(of) == 1 {
 				soleOf[parent-1] = append(soleOf[parent-1], child)
 			} else {
 				joinedOf[parent-1] = append(joinedOf[parent-1], child)
-				needsOf[parent-1] = append(needsOf[parent-1], int32(len(of)))
+				needsOf[parent-1] = append(needsOf[parent-1], len(of))
 			}
 		}
 	}
 	for i, of := range parents {
-		link(int32(i+1), of)
+		link(i+1, of)
 	}
-	var sinks []int32
+	var sinks []int
 	for i := range parents {
 		if len(soleOf[i])+len(joinedOf[i]) == 0 {
-			sinks = append(sinks, int32(i+1))
+			sinks = append(sinks, i+1)
 		}
 	}
 	link(0, sinks)
@@ -92,7 +92,7 @@ func children(parents [][]int32) (sole, joined, needs []*string) {
 	return sole, joined, needs
 }
 
-func literal(numbers []int32) *string {
+func literal(numbers []int) *string {
 	if len(numbers) == 0 {
 		return nil
 	}
@@ -103,7 +103,7 @@ func literal(numbers []int32) *string {
 // dispatch is a step under lease.
 type dispatch struct {
 	taskID  int64
-	stepNo  int32
+	stepNo  int
 	seq     int64
 	token   [16]byte
 	context []byte
@@ -111,7 +111,7 @@ type dispatch struct {
 
 // turn is one transaction of a loop: report what is held, then claim up to limit steps of the lane behind a seq.
 type turn struct {
-	lane, session int32
+	lane, session int
 	after         int64
 	limit         int
 	report        []dispatch
@@ -123,12 +123,12 @@ func (t turn) run(ctx context.Context, conn *pgx.Conn) (granted []dispatch, err 
 	if len(t.report) > 0 {
 		t.queueReport(batch)
 	}
-	tokens, sessions := make([][16]byte, t.limit), make([]int32, t.limit)
+	tokens, sessions := make([][16]byte, t.limit), make([]int, t.limit)
 	for i := range tokens {
 		rand.Read(tokens[i][:])
 		sessions[i] = t.session
 	}
-	batch.Queue(claimSQL, []int32{t.lane}, []int64{t.after}, []int32{int32(t.limit)}, tokens, sessions, leaseLength)
+	batch.Queue(claimSQL, []int{t.lane}, []int64{t.after}, []int{t.limit}, tokens, sessions, leaseLength)
 	answers := conn.SendBatch(ctx, batch)
 	// The transaction has committed only when Close says so.
 	defer func() { err = errors.Join(err, answers.Close()) }()
@@ -175,7 +175,7 @@ func (t turn) queueReport(batch *pgx.Batch) {
 		return cmp.Or(cmp.Compare(a.taskID, b.taskID), cmp.Compare(a.stepNo, b.stepNo))
 	})
 	n := len(t.report)
-	taskIDs, stepNos, tokens := make([]int64, n), make([]int32, n), make([][16]byte, n)
+	taskIDs, stepNos, tokens := make([]int64, n), make([]int, n), make([][16]byte, n)
 	digests, results := make([][]byte, n), make([][]byte, n)
 	for i, d := range t.report {
 		taskIDs[i], stepNos[i], tokens[i] = d.taskID, d.stepNo, d.token
