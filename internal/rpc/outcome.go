@@ -1,0 +1,156 @@
+package rpc
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"hash"
+	"strings"
+	"time"
+
+	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// Limits of what is said about a failure. Longer texts are cut: a failure must never fail to be reported for its length.
+const (
+	maxErrorWord = 255
+	maxErrorText = 4096
+)
+
+// report is one outcome, decoded. req has passed the contract's rules.
+func report(req *pb.ReportStepResultRequest) (task.Report, error) {
+	token, err := leaseToken(req.GetLeaseToken())
+	if err != nil {
+		return task.Report{}, err
+	}
+	r := task.Report{Token: token}
+	switch o := req.GetOutcome().(type) {
+	case *pb.ReportStepResultRequest_Success:
+		r.Outcome, r.Results = task.Success, orObject(o.Success.GetResults())
+		err = task.CheckObject("success.results", r.Results, maxPayload)
+	case *pb.ReportStepResultRequest_PermanentFailure:
+		r.Outcome = task.PermanentFailure
+		r.Failure, err = failure("permanent_failure.failure", o.PermanentFailure.GetFailure())
+	case *pb.ReportStepResultRequest_RetryableFailure:
+		r.Outcome, r.Skip = task.RetryableFailure, o.RetryableFailure.GetAccounting() == pb.Accounting_ACCOUNTING_SKIP
+		r.Hint = hint(o.RetryableFailure)
+		r.Failure, err = failure("retryable_failure.failure", o.RetryableFailure.GetFailure())
+	default:
+		err = task.Invalid("outcome", "is required")
+	}
+	r.Digest = outcomeDigest(&r, circuitReach(req))
+	return r, err
+}
+
+// leaseToken reads a token. One that no server can have issued is of a lease that nobody holds.
+func leaseToken(text string) (task.Token, error) {
+	token, ok := task.ParseToken(text)
+	if !ok {
+		return token, task.Refuse(task.LeaseLost, "this is no lease token that is in force")
+	}
+	return token, nil
+}
+
+func failure(field string, f *pb.Failure) (task.Failure, error) {
+	return task.Failure{
+		ErrorCode: errorText(f.GetErrorCode(), maxErrorWord), Message: errorText(f.GetMessage(), maxErrorText),
+		ErrorClass: errorText(f.GetErrorClass(), maxErrorWord), HTTPStatus: int(f.GetHttpStatus()),
+		StackTrace: errorText(f.GetStackTrace(), maxErrorText), Details: f.GetDetails(),
+	}, checkObject(field+".details", f.GetDetails(), maxPayload)
+}
+
+// errorText is a text as it can be kept: without NUL, which Postgres cannot store, and not too long.
+func errorText(s string, limit int) string {
+	return clip(strings.ReplaceAll(s, "\x00", "\uFFFD"), limit)
+}
+
+// hint is when the worker wants to be asked again.
+func hint(f *pb.StepRetryableFailure) task.Hint {
+	switch h := f.GetRetryHint().(type) {
+	case *pb.StepRetryableFailure_RetryAfter:
+		return task.Hint{Source: task.FromRetryAfter, After: span(h.RetryAfter)}
+	case *pb.StepRetryableFailure_RetryAt:
+		return task.Hint{Source: task.FromRetryAt, At: instant(h.RetryAt)}
+	case *pb.StepRetryableFailure_RetryAfterHeader:
+		return task.ParseRetryAfter(h.RetryAfterHeader, time.Now())
+	}
+	return task.Hint{}
+}
+
+// circuitReach tells whether the failure was said to reach the step's whole circuit.
+func circuitReach(req *pb.ReportStepResultRequest) bool {
+	return req.GetRetryableFailure().GetReach() == pb.Reach_REACH_CIRCUIT
+}
+
+// outcomeDigest tells one outcome from another: two reports of one token with equal digests are one report, sent twice. It is
+// taken over what was decoded, so that a message that is encoded differently, or by a later release, gives the same. The
+// run's duration is not part of the outcome.
+func outcomeDigest(r *task.Report, circuit bool) (digest [32]byte) {
+	w := digester{sha256.New()}
+	w.text("outcome/1", string(r.Outcome), r.Results)
+	w.text(r.Failure.ErrorCode, r.Failure.Message, r.Failure.ErrorClass, r.Failure.StackTrace, r.Failure.Details)
+	w.number(int64(r.Failure.HTTPStatus))
+	w.text(string(r.Hint.Source))
+	if r.Hint.After != nil {
+		w.number(r.Hint.After.Microseconds())
+	}
+	if r.Hint.At != nil {
+		w.number(r.Hint.At.UnixMicro())
+	}
+	w.flag(r.Skip)
+	w.flag(circuit)
+	w.Sum(digest[:0])
+	return digest
+}
+
+// digester hashes values with their lengths, so that no two lists of them run into the same bytes.
+type digester struct{ hash.Hash }
+
+func (d digester) text(parts ...string) {
+	for _, s := range parts {
+		d.number(int64(len(s)))
+		d.Write([]byte(s)) //nolint:errcheck // a hash never fails
+	}
+}
+
+func (d digester) number(n int64) {
+	d.Write(binary.BigEndian.AppendUint64(nil, uint64(n))) //nolint:errcheck // a hash never fails
+}
+
+func (d digester) flag(b bool) {
+	if b {
+		d.number(1)
+		return
+	}
+	d.number(0)
+}
+
+// reported is what a report did. The circuit is not heeded yet, so that every failure reaches its step alone.
+func reported(r *task.Report, a *task.Reported) *pb.ReportStepResultResponse {
+	resp := &pb.ReportStepResultResponse{
+		Step: &pb.ReportedStep{
+			StepId: a.Step.String(), TaskId: a.Step.Task().String(), State: stepStates.value(string(a.State)),
+			Attempts: int32(a.Attempts), RetryLimit: int32(a.RetryLimit), ParkedReason: parkedReason(r, a),
+			Dispatch: r.Token.Dispatch, Epoch: int32(a.Epoch), LostLeases: int32(a.LostLeases),
+		},
+		AlreadyRecorded: a.AlreadyRecorded, AppliedDelay: duration(a.AppliedDelay), DelaySource: delaySources.value(string(a.DelaySource)),
+		DelayClamped: a.DelayClamped, NextRetryAt: timestamp(a.NextRetryAt),
+	}
+	if r.Outcome == task.RetryableFailure {
+		resp.AppliedReach = pb.Reach_REACH_STEP
+	}
+	return resp
+}
+
+// parkedReason is why the step is failed for good, from how it stands: a retryable failure that used up the last attempt
+// exhausted it, anything else was final by itself.
+func parkedReason(r *task.Report, a *task.Reported) pb.ParkedReason {
+	switch {
+	case !a.Parked:
+		return pb.ParkedReason_PARKED_REASON_UNSPECIFIED
+	case r.Outcome == task.RetryableFailure && a.Attempts >= a.RetryLimit:
+		return pb.ParkedReason_PARKED_REASON_EXHAUSTED
+	default:
+		return pb.ParkedReason_PARKED_REASON_PERMANENT
+	}
+}

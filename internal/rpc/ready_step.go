@@ -1,0 +1,153 @@
+package rpc
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
+	"github.com/taskerhq/tasker/internal/engine"
+	"github.com/taskerhq/tasker/internal/store"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// maxInline is how many bytes of parents' results ride in a frame.
+const maxInline = 1 << 20
+
+// registration is how a worker introduces itself, in either of its ways.
+type registration interface {
+	GetWorkerId() string
+	GetInstanceId() string
+	GetHandlers() []*pb.HandlerSubscription
+	GetMaxInFlight() int32
+	GetLabels() map[string]string
+	GetBuildId() string
+	GetClientInfo() string
+	GetDeliveryTimeout() *durationpb.Duration
+	GetSendsHeartbeats() bool
+	GetHeldLeaseTokens() []string
+}
+
+// registered is the registration as the engine takes it, and the tokens among those held that no server can have issued.
+func registered(namespace string, r registration) (reg engine.Registration, strange []string) {
+	reg = engine.Registration{
+		Namespace: namespace,
+		Session: store.Session{
+			WorkerID: r.GetWorkerId(), InstanceID: r.GetInstanceId(), MaxInFlight: int(r.GetMaxInFlight()),
+			Labels: labelList(r.GetLabels()), BuildID: r.GetBuildId(), ClientInfo: r.GetClientInfo(),
+		},
+		HandlerLimits: map[string]int{}, DeliveryTimeout: r.GetDeliveryTimeout().AsDuration(), Beats: r.GetSendsHeartbeats(),
+	}
+	for _, h := range r.GetHandlers() {
+		reg.Handlers = append(reg.Handlers, h.GetName())
+		if h.MaxInFlight != nil {
+			reg.HandlerLimits[h.GetName()] = int(h.GetMaxInFlight())
+		}
+	}
+	for _, text := range r.GetHeldLeaseTokens() {
+		if token, ok := task.ParseToken(text); ok {
+			reg.Held = append(reg.Held, token)
+		} else {
+			strange = append(strange, text)
+		}
+	}
+	return reg, strange
+}
+
+// lostTokens are the tokens that a worker holds in vain.
+func lostTokens(lost []task.Token, strange []string) []string {
+	for _, t := range lost {
+		strange = append(strange, t.String())
+	}
+	return strange
+}
+
+// readyStep is a granted dispatch as its worker gets it.
+func readyStep(r *task.ReadyStep) *pb.ReadyStep {
+	step := &pb.ReadyStep{
+		Namespace: r.Namespace, TaskId: r.Task.String(), StepId: r.Token.Step.String(), TaskName: r.TaskName, StepName: r.StepName,
+		Handler: r.Handler, LeaseToken: r.Token.String(), LeaseExpiresAt: timestamppb.New(r.LeaseExpiresAt),
+		HeartbeatBy: durationpb.New(r.HeartbeatBy), Deadline: timestamp(stopsAt(r)), Attempt: int32(r.Attempt), RetryLimit: int32(r.RetryLimit),
+		Dispatch: int32(r.Dispatch), IdempotencyKey: "tasker/" + r.Namespace + "/" + r.Token.Step.String(),
+		Context: orObject(r.Context), HandlerConfig: orObject(r.HandlerConfig), OmittedDependencies: r.Omitted, Checkpoint: r.Checkpoint,
+		PreviousFailure: previousFailure(r.PreviousFailure), TraceContext: traceContext(r.TraceContext), Labels: labelMap(r.Labels),
+	}
+	if r.RunTimeout > 0 {
+		step.RunTimeout = durationpb.New(r.RunTimeout)
+	}
+	room := maxInline
+	for _, d := range r.Dependencies {
+		if room -= len(d.Name) + len(d.Results); room < 0 {
+			step.OmittedDependencies = append(step.OmittedDependencies, d.Name)
+			continue
+		}
+		if step.DependencyResults == nil {
+			step.DependencyResults = make(map[string]string, len(r.Dependencies))
+		}
+		step.DependencyResults[d.Name] = orObject(d.Results)
+	}
+	fitFrame(step)
+	return step
+}
+
+// fitFrame keeps a frame within its limit. Ordinary payloads at their limits stay below it: 1 MiB each of results, of context
+// with handler_config, and of a failure's details, and 256 KiB of checkpoint. Thousands of long names of omitted parents on
+// top of that do not. What can be read elsewhere then goes: the results, the details, and at last names, which
+// GetDependencyResults without names does not need.
+func fitFrame(step *pb.ReadyStep) {
+	if len(step.GetOmittedDependencies()) < 1000 || proto.Size(step) <= maxBatch {
+		return
+	}
+	for name := range step.GetDependencyResults() {
+		step.OmittedDependencies = append(step.OmittedDependencies, name)
+	}
+	step.DependencyResults = nil
+	if over := proto.Size(step) - maxBatch; over > 0 && step.GetPreviousFailure().GetFailure() != nil {
+		step.PreviousFailure.Failure.Details = ""
+	}
+	for over := proto.Size(step) - maxBatch; over > 0; {
+		last := len(step.GetOmittedDependencies()) - 1
+		over -= len(step.GetOmittedDependencies()[last])
+		step.OmittedDependencies = step.GetOmittedDependencies()[:last]
+	}
+}
+
+// stopsAt is when the server will stop the run at the latest. The run timeout counts from the confirmation; taken from the
+// grant it errs on the safe side.
+func stopsAt(r *task.ReadyStep) *time.Time {
+	at := r.Deadline
+	if r.RunTimeout > 0 {
+		if timeout := r.GrantedAt.Add(r.RunTimeout); at == nil || timeout.Before(*at) {
+			at = &timeout
+		}
+	}
+	return at
+}
+
+func previousFailure(f *task.PreviousFailure) *pb.PreviousFailure {
+	if f == nil {
+		return nil
+	}
+	return &pb.PreviousFailure{
+		Attempt: int32(f.Attempt), Dispatch: int32(f.Dispatch), Outcome: outcomes.value(string(f.Outcome)), Failure: failureMessage(&f.Failure),
+		EndedAt: timestamp(&f.EndedAt),
+	}
+}
+
+func failureMessage(f *task.Failure) *pb.Failure {
+	if f == nil {
+		return nil
+	}
+	m := &pb.Failure{ErrorCode: f.ErrorCode, Message: f.Message, ErrorClass: f.ErrorClass, StackTrace: f.StackTrace, Details: f.Details}
+	if f.HTTPStatus != 0 {
+		status := int32(f.HTTPStatus)
+		m.HttpStatus = &status
+	}
+	return m
+}
+
+func blocker(n *engine.Notice) *pb.DispatchBlocker {
+	return &pb.DispatchBlocker{Handler: n.Handler, Reason: blockerReasons.value(n.Reason), Until: timestamp(n.Until)}
+}

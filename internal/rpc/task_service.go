@@ -1,0 +1,324 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
+	"github.com/taskerhq/tasker/internal/engine"
+	"github.com/taskerhq/tasker/internal/store"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+type taskService struct {
+	pb.UnimplementedTaskServiceServer
+	*Services
+}
+
+// SubmitTask makes one task, and waits for its end if it was asked to.
+func (s *taskService) SubmitTask(ctx context.Context, req *pb.SubmitTaskRequest) (*pb.SubmitTaskResponse, error) {
+	sub, _, err := s.submission(ctx, caller(ctx).Namespace, "task", req.GetTask())
+	if err != nil {
+		return nil, err
+	}
+	answers, err := s.engine.Submit(ctx, []*task.Submission{sub}, false)
+	if err != nil {
+		return nil, err
+	}
+	if answers[0].Refused != nil {
+		return nil, answers[0].Refused
+	}
+	resp := &pb.SubmitTaskResponse{AlreadySubmitted: answers[0].AlreadySubmitted}
+	return resp, s.awaitTask(ctx, answers[0].TaskID, req.GetWaitDuration(), resp)
+}
+
+// awaitTask reads the task that a submit made: at once, or when it has ended, or at the end of the wait.
+func (s *taskService) awaitTask(ctx context.Context, id task.ID, wait *durationpb.Duration, resp *pb.SubmitTaskResponse) error {
+	waits := wait.AsDuration() > 0
+	if waits {
+		if err := s.waitForEnd(ctx, id, wait.AsDuration()); err != nil {
+			return err
+		}
+	}
+	view, leaves, err := s.engine.GetTask(ctx, id, false, waits)
+	if err != nil {
+		return err
+	}
+	resp.Task = taskMessage(&view)
+	if waits && view.Ended() {
+		resp.LeafResults = leafResults(&leaves)
+	}
+	return nil
+}
+
+// waitForEnd returns when the task has ended, or after wait. It leaves the caller's deadline a little time for the answer.
+func (s *taskService) waitForEnd(ctx context.Context, id task.ID, wait time.Duration) error {
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(deadline)*9/10)
+	}
+	waiting, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	w, err := s.engine.WatchTask(ctx, id, 0, true)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	for {
+		_, err := w.Next(waiting)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case waiting.Err() != nil:
+			return ctx.Err() // the wait is over, which is no error, or the caller is gone
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// BatchSubmitTasks makes all tasks or none.
+func (s *taskService) BatchSubmitTasks(ctx context.Context, req *pb.BatchSubmitTasksRequest) (*pb.BatchSubmitTasksResponse, error) {
+	if err := withinBatch(req); err != nil {
+		return nil, err
+	}
+	subs := make([]*task.Submission, len(req.GetTasks()))
+	for i, t := range req.GetTasks() {
+		sub, _, err := s.submission(ctx, caller(ctx).Namespace, fmt.Sprintf("tasks[%d]", i), t)
+		if err != nil {
+			return nil, atIndex(i, err)
+		}
+		subs[i] = sub
+	}
+	answers, err := s.engine.Submit(ctx, subs, true)
+	if err != nil {
+		return nil, err
+	}
+	resp := &pb.BatchSubmitTasksResponse{Results: make([]*pb.BatchSubmitTasksResult, len(answers))}
+	for i, a := range answers {
+		if a.Refused != nil {
+			return nil, atIndex(i, a.Refused)
+		}
+		resp.Results[i] = &pb.BatchSubmitTasksResult{TaskId: a.TaskID.String(), AlreadySubmitted: a.AlreadySubmitted}
+	}
+	return resp, nil
+}
+
+// atIndex says which entry of a batch a refusal is about.
+func atIndex(i int, err error) error {
+	var (
+		refused *task.Error
+		fields  violations
+	)
+	switch {
+	case errors.As(err, &refused):
+		moved := *refused
+		moved.Metadata = map[string]string{"index": strconv.Itoa(i)}
+		for k, v := range refused.Metadata {
+			moved.Metadata[k] = v
+		}
+		return &moved
+	case errors.As(err, &fields):
+		return indexed{violations: fields, index: i}
+	}
+	return err
+}
+
+// withinBatch refuses a request that is too large as a whole.
+func withinBatch(req proto.Message) error {
+	if size := proto.Size(req); size > maxBatch {
+		return task.Refuse(task.PayloadTooLarge, "the request has %d bytes, at most %d are allowed: send it in parts", size, maxBatch).
+			With("size", strconv.Itoa(size)).With("limit", strconv.Itoa(maxBatch))
+	}
+	return nil
+}
+
+// ValidateTask answers what SubmitTask would make.
+func (s *taskService) ValidateTask(ctx context.Context, req *pb.ValidateTaskRequest) (*pb.ValidateTaskResponse, error) {
+	sub, def, err := s.submission(ctx, caller(ctx).Namespace, "task", req.GetTask())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ValidateTaskResponse{Template: def.ref, Steps: plan(sub.Steps)}, nil
+}
+
+// GetTask reads a task.
+func (s *taskService) GetTask(ctx context.Context, req *pb.GetTaskRequest) (*pb.GetTaskResponse, error) {
+	id, err := taskID(req.GetTaskId())
+	if err != nil {
+		return nil, err
+	}
+	view, leaves, err := s.engine.GetTask(ctx, id, req.GetIncludeContext(), req.GetIncludeLeafResults())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.GetTaskResponse{
+		Task: taskMessage(&view), ExecutionContext: executionContext(&view.Execution), LeafResults: leafResults(&leaves),
+		OmittedLeaves: leaves.Omitted,
+	}, nil
+}
+
+// ListTasks reads a page of a namespace's tasks.
+func (s *taskService) ListTasks(ctx context.Context, req *pb.ListTasksRequest) (*pb.ListTasksResponse, error) {
+	f := task.TaskFilter{
+		Namespace: caller(ctx).Namespace, TemplateName: req.GetTemplate().GetName(), TemplateVersion: req.GetTemplate().GetVersion(),
+		Labels: labelList(req.GetLabels()), CreatedFrom: instant(req.GetCreatedFrom()), CreatedBefore: instant(req.GetCreatedBefore()),
+	}
+	for _, state := range req.GetStates() {
+		f.States = append(f.States, task.State(taskStates.word(state)))
+	}
+	found, err := s.engine.ListTasks(ctx, f, page(req))
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ListTasksResponse{Tasks: messages(found.Items, taskMessage), NextPageToken: found.NextToken}, nil
+}
+
+// CancelTask ends a task.
+func (s *taskService) CancelTask(ctx context.Context, req *pb.CancelTaskRequest) (*pb.CancelTaskResponse, error) {
+	id, err := taskID(req.GetTaskId())
+	if err != nil {
+		return nil, err
+	}
+	answer, err := s.engine.CancelTask(ctx, id, act(ctx, req))
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CancelTaskResponse{Task: taskMessage(&answer.Task), CancelledSteps: int32(answer.Steps), RevokedLeases: int32(answer.Leases)}, nil
+}
+
+// PurgeTask deletes an ended task.
+func (s *taskService) PurgeTask(ctx context.Context, req *pb.PurgeTaskRequest) (*pb.PurgeTaskResponse, error) {
+	id, err := taskID(req.GetTaskId())
+	if err != nil {
+		return nil, err
+	}
+	view, _, err := s.engine.GetTask(ctx, id, false, false)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.engine.PurgeTask(ctx, id, act(ctx, req)); err != nil {
+		return nil, err
+	}
+	return &pb.PurgeTaskResponse{PurgedSteps: int32(view.StepCount)}, nil
+}
+
+// act is who does what an operator does, and why.
+func act(ctx context.Context, req interface{ GetReason() string }) store.Act {
+	return store.Act{Actor: caller(ctx).Actor, Reason: req.GetReason()}
+}
+
+// taskID reads an id. One that no task can have is of a task that does not exist.
+func taskID(text string) (task.ID, error) {
+	id, ok := task.ParseID(text)
+	if !ok {
+		return 0, task.Refuse(task.TaskNotFound, "there is no task %s", text).With("task_id", text)
+	}
+	return id, nil
+}
+
+// ---------------------------------------------------------------- watch
+
+// watchIdle is how often an idle watch carries a heartbeat.
+const watchIdle = 15 * time.Second
+
+// maxFrameSteps is how many steps a frame carries. A step without payloads has a few KiB at most, its failure's texts.
+const maxFrameSteps = 250
+
+// WatchTask sends a task's changes as they come.
+func (s *taskService) WatchTask(req *pb.WatchTaskRequest, stream grpc.ServerStreamingServer[pb.WatchTaskResponse]) error {
+	id, err := taskID(req.GetTaskId())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	stop := s.onDrain(cancel)
+	defer stop()
+	w, err := s.engine.WatchTask(ctx, id, req.GetAfterRevision(), req.GetUntilIdle())
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	changes := make(chan watched)
+	go follow(ctx, w, changes)
+	idle := time.NewTicker(watchIdle)
+	defer idle.Stop()
+	revision := req.GetAfterRevision()
+	for {
+		var frames []*pb.WatchTaskResponse
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case c := <-changes:
+			switch {
+			case errors.Is(c.err, io.EOF):
+				return nil
+			case ctx.Err() != nil:
+				return context.Cause(ctx)
+			case c.err != nil:
+				return c.err
+			}
+			revision, frames = c.Revision, watchFrames(c.TaskChange)
+			idle.Reset(watchIdle)
+		case <-idle.C:
+			frames = []*pb.WatchTaskResponse{{
+				Revision: revision, Frame: &pb.WatchTaskResponse_Heartbeat{Heartbeat: &pb.WatchHeartbeat{ServerTime: s.clock.now()}},
+			}}
+		}
+		for _, f := range frames {
+			if err := stream.Send(f); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+type watched struct {
+	*engine.TaskChange
+	err error
+}
+
+// follow hands changes over until the watch or ctx ends. What happens while nobody takes one is joined by the watch.
+func follow(ctx context.Context, w *engine.Watch, changes chan<- watched) {
+	for {
+		c, err := w.Next(ctx)
+		select {
+		case changes <- watched{c, err}:
+		case <-ctx.Done():
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// watchFrames is a change as frames of a bearable size. Only the last one of a snapshot bears the revision: a stream that
+// breaks before it is resumed from what the client had.
+func watchFrames(c *engine.TaskChange) []*pb.WatchTaskResponse {
+	var frames []*pb.WatchTaskResponse
+	steps := messages(c.Steps, stepMessage)
+	for first := true; first || len(steps) > 0; first = false {
+		n := min(len(steps), maxFrameSteps)
+		f := &pb.WatchTaskResponse{Revision: c.Revision}
+		if c.Snapshot {
+			f.Frame = &pb.WatchTaskResponse_Snapshot{Snapshot: &pb.TaskSnapshot{
+				Task: taskMessage(c.Task), ExecutionContext: executionContext(&c.Task.Execution), Steps: steps[:n], More: len(steps) > n,
+			}}
+		} else {
+			f.Frame = &pb.WatchTaskResponse_Change{Change: &pb.TaskChange{
+				Task: taskMessage(c.Task), ExecutionContext: executionContext(&c.Task.Execution), Steps: steps[:n],
+			}}
+		}
+		frames, steps = append(frames, f), steps[n:]
+	}
+	return frames
+}

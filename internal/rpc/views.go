@@ -1,0 +1,106 @@
+package rpc
+
+import (
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+func taskMessage(v *task.View) *pb.Task {
+	t := &pb.Task{
+		TaskId: v.ID.String(), Namespace: v.Namespace, Name: v.Name, State: taskStates.value(string(v.State)), Labels: labelMap(v.Labels),
+		Context: v.Context, NotBefore: timestamp(v.NotBefore), Deadline: timestamp(v.Deadline), CreatedAt: timestamppb.New(v.CreatedAt),
+		CreatedBy: v.CreatedBy, EndedAt: timestamp(v.EndedAt), StepCount: int32(v.StepCount),
+	}
+	if v.TemplateName != "" {
+		t.Template = &pb.TemplateRef{Name: v.TemplateName, Version: &v.TemplateVersion}
+	}
+	return t
+}
+
+func executionContext(x *task.ExecutionContext) *pb.TaskExecutionContext {
+	return &pb.TaskExecutionContext{
+		TotalSteps: int32(x.Total), PendingSteps: int32(x.Pending), ReadySteps: int32(x.Ready), InProgressSteps: int32(x.InProgress),
+		WaitingForRetrySteps: int32(x.WaitingForRetry), FailedSteps: int32(x.Failed), CompletedSteps: int32(x.Completed),
+		CancelledSteps: int32(x.Cancelled), ExecutionStatus: executionStatuses.value(x.ExecutionStatus),
+		RecommendedAction: recommendedActions.value(x.RecommendedAction), HealthStatus: healthStatuses.value(x.HealthStatus),
+		CompletionPercentage: x.CompletionPercentage,
+	}
+}
+
+func leafResults(l *task.LeafResults) map[string]string {
+	results := make(map[string]string, len(l.Results))
+	for _, r := range l.Results {
+		results[r.Name] = r.Results
+	}
+	return results
+}
+
+func stepMessage(v *task.StepView) *pb.Step {
+	s := &pb.Step{
+		StepId: v.ID.String(), TaskId: v.ID.Task().String(), Name: v.Name, Handler: v.Handler, State: stepStates.value(string(v.State)),
+		DependenciesSatisfied: v.DependenciesSatisfied, RetryEligible: v.RetryEligible, ReadyForExecution: v.ReadyForExecution,
+		BlockedBy: v.BlockedBy, TotalParents: int32(v.TotalParents), CompletedParents: int32(v.CompletedParents), Attempts: int32(v.Attempts),
+		RetryLimit: int32(v.RetryLimit), Dispatches: int32(v.Dispatches), LostLeases: int32(v.LostLeases), Epoch: int32(v.Epoch),
+		ParkedReason: parkedReasons.value(v.ParkedReason), NextRetryAt: timestamp(v.NextRetryAt), LastFailureAt: timestamp(v.LastFailureAt),
+		LastAttemptedAt: timestamp(v.LastAttemptedAt), LastStartedAt: timestamp(v.LastStartedAt),
+		BackoffRequestDuration: duration(v.BackoffRequest), LastFailure: failureMessage(v.LastFailure), Circuit: v.Circuit,
+		Priority: int32(v.Priority), EndedAt: timestamp(v.EndedAt), DependsOn: v.DependsOn, Results: v.Results, Checkpoint: v.Checkpoint,
+		HandlerConfig: v.HandlerConfig,
+	}
+	if l := v.Lease; l != nil {
+		s.Lease = &pb.StepLease{
+			WorkerId: l.WorkerID, InstanceId: l.InstanceID, Dispatch: int32(l.Dispatch), GrantedAt: timestamppb.New(l.GrantedAt),
+			ConfirmedAt: timestamp(l.ConfirmedAt), ExpiresAt: timestamppb.New(l.ExpiresAt),
+		}
+	}
+	return s
+}
+
+func attemptMessage(v *task.AttemptView) *pb.Attempt {
+	a := &pb.Attempt{
+		Dispatch: int32(v.Dispatch), Attempt: int32(v.Attempt), Epoch: int32(v.Epoch), WorkerId: v.WorkerID, InstanceId: v.InstanceID,
+		DispatchedAt: timestamp(v.GrantedAt), StartedAt: timestamp(v.StartedAt), EndedAt: timestamp(v.EndedAt),
+		Outcome: outcomes.value(string(v.Outcome)), Failure: failureMessage(v.Failure), Delay: duration(v.Delay),
+		DelaySource: delaySources.value(string(v.DelaySource)), DelayClamped: v.DelayClamped, NextRetryAt: timestamp(v.NextRetryAt),
+	}
+	if l := v.Late; l != nil {
+		a.LateReport = &pb.LateReport{
+			RecordedAt: timestamppb.New(l.RecordedAt), Outcome: outcomes.value(string(l.Outcome)), Failure: failureMessage(l.Failure),
+			Results: l.Results, Reports: int32(l.Reports),
+		}
+	}
+	return a
+}
+
+func workerMessage(v *task.WorkerView) *pb.Worker {
+	w := &pb.Worker{
+		WorkerId: v.WorkerID, InstanceId: v.InstanceID, MaxInFlight: int32(v.MaxInFlight), InFlight: int32(v.InFlight),
+		Labels: labelMap(v.Labels), BuildId: v.BuildID, ClientInfo: v.ClientInfo, OpenedAt: timestamppb.New(v.OpenedAt),
+		SeenAt: timestamppb.New(v.SeenAt), DrainedAt: timestamp(v.DrainedAt), ClosedAt: timestamp(v.ClosedAt),
+	}
+	for _, h := range v.Handlers {
+		w.Handlers = append(w.Handlers, &pb.HandlerSubscription{Name: h})
+	}
+	return w
+}
+
+// messages translates the items of a page.
+func messages[V, M any](items []V, message func(*V) M) []M {
+	list := make([]M, len(items))
+	for i := range items {
+		list[i] = message(&items[i])
+	}
+	return list
+}
+
+// pages is how every list is asked for.
+type pages interface {
+	GetPageSize() int32
+	GetPageToken() string
+}
+
+func page(r pages) task.PageRequest {
+	return task.PageRequest{Size: int(r.GetPageSize()), Token: r.GetPageToken()}
+}

@@ -1,0 +1,358 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
+	"github.com/taskerhq/tasker/internal/engine"
+	"github.com/taskerhq/tasker/internal/store"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// maxCheckpoint is the limit of a checkpoint.
+const maxCheckpoint = 256 << 10
+
+// capabilities name what this server does beyond the first version of the contract.
+var capabilities []string
+
+type workerService struct {
+	pb.UnimplementedWorkerServiceServer
+	*Services
+}
+
+// ReadySteps streams steps to a worker.
+func (s *workerService) ReadySteps(req *pb.ReadyStepsRequest, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse]) error {
+	ctx := stream.Context()
+	reg, strange := registered(caller(ctx).Namespace, req)
+	reg.HeartbeatInterval = req.GetHeartbeatInterval().AsDuration()
+	work, err := s.engine.Open(ctx, reg)
+	if err != nil {
+		return err
+	}
+	defer work.Close()
+	s.clock.learn(work.Opened().ServerTime)
+	if err := stream.Send(s.openedFrame(work.Opened(), strange)); err != nil {
+		return err
+	}
+	for {
+		f, err := work.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(s.frame(&f)); err != nil {
+			s.undelivered(ctx, f.Step)
+			return err
+		}
+	}
+}
+
+// undelivered hands back a step that could not be sent. If that fails too, its delivery lease runs out.
+func (s *workerService) undelivered(ctx context.Context, step *task.ReadyStep) {
+	if step == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := s.engine.Release(ctx, []engine.Release{{Token: step.Token}})[0]; err != nil {
+		s.log.DebugContext(ctx, "a step could not be sent, nor handed back", "step_id", step.Token.Step.String(), "error", loggable(err))
+	}
+}
+
+func (s *workerService) openedFrame(o engine.Opened, strange []string) *pb.ReadyStepsResponse {
+	return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Opened{Opened: &pb.SessionOpened{
+		HeartbeatInterval: durationpb.New(o.HeartbeatInterval), DeliveryTimeout: durationpb.New(o.DeliveryTimeout), ServerTime: s.clock.now(),
+		LostLeaseTokens: lostTokens(o.Lost, strange), Capabilities: capabilities, InFlight: int32(o.InFlight),
+	}}}
+}
+
+func (s *workerService) frame(f *engine.Frame) *pb.ReadyStepsResponse {
+	switch {
+	case f.Step != nil:
+		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Step{Step: readyStep(f.Step)}}
+	case f.Revoked != nil:
+		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Revoked{Revoked: &pb.LeaseRevoked{
+			LeaseToken: f.Revoked.Token.String(), Reason: revokeReasons.value(string(f.Revoked.Reason)), StepId: f.Revoked.Token.Step.String(),
+		}}}
+	case f.Notice != nil:
+		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Notice{Notice: &pb.DispatchNotice{
+			Blockers: []*pb.DispatchBlocker{blocker(f.Notice)},
+		}}}
+	case f.Draining:
+		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Draining{Draining: &pb.ServerDraining{
+			GraceDuration: durationpb.New(s.drainGrace),
+		}}}
+	default:
+		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Heartbeat{Heartbeat: &pb.StreamHeartbeat{ServerTime: s.clock.now()}}}
+	}
+}
+
+// PollReadySteps gives steps in the answer of a call.
+func (s *workerService) PollReadySteps(ctx context.Context, req *pb.PollReadyStepsRequest) (*pb.PollReadyStepsResponse, error) {
+	reg, strange := registered(caller(ctx).Namespace, req)
+	most := min(int(req.GetMaxInFlight()), 1000)
+	if req.MaxSteps != nil {
+		most = int(req.GetMaxSteps())
+	}
+	steps, opened, err := s.engine.Poll(ctx, reg, most, pollWait(ctx, req.GetWaitDuration()))
+	if err != nil {
+		return nil, err
+	}
+	s.clock.learn(opened.ServerTime)
+	sent := s.fitting(ctx, steps)
+	return &pb.PollReadyStepsResponse{
+		Steps: sent, LostLeaseTokens: lostTokens(opened.Lost, strange), ServerTime: s.clock.now(), Capabilities: capabilities,
+		InFlight: int32(opened.InFlight + len(sent)),
+	}, nil
+}
+
+// pollWait is how long a poll waits: as long as it wants to, but not past its own deadline, which would lose what it got.
+func pollWait(ctx context.Context, wanted *durationpb.Duration) time.Duration {
+	wait := wanted.AsDuration()
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(deadline)*9/10)
+	}
+	return max(wait, 0)
+}
+
+// fitting are the steps that one answer can carry; the others go back.
+func (s *workerService) fitting(ctx context.Context, steps []*task.ReadyStep) []*pb.ReadyStep {
+	var (
+		sent []*pb.ReadyStep
+		back []engine.Release
+		room = maxBatch
+	)
+	for _, step := range steps {
+		m := readyStep(step)
+		if room -= proto.Size(m); room < 0 && len(sent) > 0 {
+			back = append(back, engine.Release{Token: step.Token})
+			continue
+		}
+		sent = append(sent, m)
+	}
+	if len(back) > 0 {
+		for _, err := range s.engine.Release(ctx, back) {
+			if err != nil {
+				s.log.DebugContext(ctx, "a step that did not fit an answer could not be handed back", "error", loggable(err))
+			}
+		}
+	}
+	return sent
+}
+
+// ReportStepResult records how a run ended.
+func (s *workerService) ReportStepResult(ctx context.Context, req *pb.ReportStepResultRequest) (*pb.ReportStepResultResponse, error) {
+	r, err := report(req)
+	if err != nil {
+		return nil, err
+	}
+	answer := s.engine.Report(ctx, []task.Report{r})[0]
+	if answer.Err != nil {
+		return nil, answer.Err
+	}
+	return reported(&r, answer.Reported), nil
+}
+
+// BatchReportStepResults records how many runs ended, each judged alone.
+func (s *workerService) BatchReportStepResults(ctx context.Context, req *pb.BatchReportStepResultsRequest) (*pb.BatchReportStepResultsResponse, error) {
+	if err := withinBatch(req); err != nil {
+		return nil, err
+	}
+	entries := make([]*pb.BatchReportStepResultsEntry, len(req.GetReports()))
+	var (
+		reports []task.Report
+		places  []int
+	)
+	for i, one := range req.GetReports() {
+		r, err := s.checkedReport(one)
+		if err != nil {
+			entries[i] = &pb.BatchReportStepResultsEntry{Status: s.entry(ctx, pb.WorkerService_BatchReportStepResults_FullMethodName, err)}
+			continue
+		}
+		reports, places = append(reports, r), append(places, i)
+	}
+	for k, answer := range s.engine.Report(ctx, reports) {
+		entry := &pb.BatchReportStepResultsEntry{Status: s.entry(ctx, pb.WorkerService_BatchReportStepResults_FullMethodName, answer.Err)}
+		if answer.Err == nil {
+			entry.Result = reported(&reports[k], answer.Reported)
+		}
+		entries[places[k]] = entry
+	}
+	return &pb.BatchReportStepResultsResponse{Entries: entries}, nil
+}
+
+func (s *workerService) checkedReport(one *pb.ReportStepResultRequest) (task.Report, error) {
+	if err := s.rules.check(one); err != nil {
+		return task.Report{}, err
+	}
+	return report(one)
+}
+
+// entry is the status of one entry of a batch.
+func (s *workerService) entry(ctx context.Context, method string, err error) *pb.EntryStatus {
+	if err == nil {
+		return &pb.EntryStatus{}
+	}
+	return refuse(ctx, s.log, method, err).entry()
+}
+
+// HeartbeatSteps extends leases.
+func (s *workerService) HeartbeatSteps(ctx context.Context, req *pb.HeartbeatStepsRequest) (*pb.HeartbeatStepsResponse, error) {
+	if err := withinBatch(req); err != nil {
+		return nil, err
+	}
+	entries := make([]*pb.HeartbeatStepsEntry, len(req.GetHeartbeats()))
+	var (
+		beats  []store.Beat
+		places []int
+		named  = once{}
+	)
+	for i, one := range req.GetHeartbeats() {
+		entries[i] = &pb.HeartbeatStepsEntry{LeaseToken: one.GetLeaseToken(), Status: &pb.EntryStatus{}}
+		token, err := s.checkedToken(one, named)
+		if err == nil && one.Checkpoint != nil {
+			err = task.CheckObject("checkpoint", one.GetCheckpoint(), maxCheckpoint)
+		}
+		if err != nil {
+			entries[i].Status = s.entry(ctx, pb.WorkerService_HeartbeatSteps_FullMethodName, err)
+			continue
+		}
+		beats, places = append(beats, store.Beat{Token: token, Checkpoint: one.GetCheckpoint()}), append(places, i)
+	}
+	answers, err := s.engine.Heartbeat(ctx, beats)
+	if err != nil {
+		return nil, err
+	}
+	for k, answer := range answers {
+		s.beaten(ctx, entries[places[k]], beats[k].Token, answer)
+	}
+	return &pb.HeartbeatStepsResponse{Entries: entries, ServerTime: s.clock.now()}, nil
+}
+
+func (s *workerService) beaten(ctx context.Context, entry *pb.HeartbeatStepsEntry, token task.Token, answer engine.BeatAnswer) {
+	if answer.Lost {
+		reason := revokeReasons.value(string(answer.Reason))
+		entry.RevokeReason = reason
+		entry.Status = s.entry(ctx, pb.WorkerService_HeartbeatSteps_FullMethodName, leaseLost(token, answer.Reason))
+		return
+	}
+	x := answer.Extended
+	entry.LeaseExpiresAt = timestamppb.New(x.Until)
+	entry.HeartbeatBy = durationpb.New(max(x.Until.Sub(s.clock.now().AsTime()), 0) / 3)
+	entry.Deadline = timestamp(earlier(x.RunUntil, x.StopAt))
+}
+
+func leaseLost(token task.Token, reason task.RevokeReason) *task.Error {
+	e := task.Refuse(task.LeaseLost, "the lease is lost: stop the run and report nothing").
+		With("step_id", token.Step.String()).With("dispatch", fmt.Sprint(token.Dispatch))
+	if word := revokeReasons.value(string(reason)); word != pb.RevokeReason_REVOKE_REASON_UNSPECIFIED {
+		e = e.With("revoke_reason", word.String()[len("REVOKE_REASON_"):])
+	}
+	return e
+}
+
+func earlier(a, b *time.Time) *time.Time {
+	if a == nil || b != nil && b.Before(*a) {
+		return b
+	}
+	return a
+}
+
+// named is an entry of a batch about a lease.
+type named interface {
+	proto.Message
+	GetLeaseToken() string
+}
+
+// once remembers the tokens of a batch: each may be named once.
+type once map[task.Token]bool
+
+func (s *workerService) checkedToken(one named, seen once) (task.Token, error) {
+	if err := s.rules.check(one); err != nil {
+		return task.Token{}, err
+	}
+	token, err := leaseToken(one.GetLeaseToken())
+	if err == nil && seen[token] {
+		err = task.Invalid("lease_token", "is named twice in this call")
+	}
+	seen[token] = true
+	return token, err
+}
+
+// ReleaseSteps hands steps back.
+func (s *workerService) ReleaseSteps(ctx context.Context, req *pb.ReleaseStepsRequest) (*pb.ReleaseStepsResponse, error) {
+	entries := make([]*pb.ReleaseStepsEntry, len(req.GetReleases()))
+	var (
+		releases []engine.Release
+		places   []int
+		named    = once{}
+	)
+	for i, one := range req.GetReleases() {
+		entries[i] = &pb.ReleaseStepsEntry{LeaseToken: one.GetLeaseToken()}
+		token, err := s.checkedToken(one, named)
+		entries[i].Status = s.entry(ctx, pb.WorkerService_ReleaseSteps_FullMethodName, err)
+		if err == nil {
+			releases, places = append(releases, engine.Release{Token: token, Delay: one.GetDelay().AsDuration()}), append(places, i)
+		}
+	}
+	for k, err := range s.engine.Release(ctx, releases) {
+		entries[places[k]].Status = s.entry(ctx, pb.WorkerService_ReleaseSteps_FullMethodName, err)
+	}
+	return &pb.ReleaseStepsResponse{Entries: entries}, nil
+}
+
+// DrainWorker stops grants to an instance and waits for its leases to end.
+func (s *workerService) DrainWorker(ctx context.Context, req *pb.DrainWorkerRequest) (*pb.DrainWorkerResponse, error) {
+	deadline := time.Now()
+	if req.GetDeadline() != nil {
+		// The request's instant is on the database's clock, the engine waits by this machine's.
+		deadline = deadline.Add(min(max(req.GetDeadline().AsTime().Sub(s.clock.now().AsTime()), 0), drainHorizon))
+	}
+	left, err := s.engine.Drain(ctx, caller(ctx).Namespace, req.GetWorkerId(), req.GetInstanceId(), deadline)
+	if err != nil {
+		return nil, err
+	}
+	resp := &pb.DrainWorkerResponse{}
+	for _, l := range left {
+		resp.Remaining = append(resp.Remaining, &pb.RemainingLease{StepId: l.Token.Step.String(), Handler: l.Handler})
+	}
+	return resp, nil
+}
+
+// GetDependencyResults reads results of a running step's parents.
+func (s *workerService) GetDependencyResults(ctx context.Context, req *pb.GetDependencyResultsRequest) (*pb.GetDependencyResultsResponse, error) {
+	token, err := leaseToken(req.GetLeaseToken())
+	if err != nil {
+		return nil, err
+	}
+	found, err := s.engine.GetDependencyResults(ctx, token, req.GetStepNames(), page(req))
+	if err != nil {
+		return nil, err
+	}
+	return &pb.GetDependencyResultsResponse{
+		Results: messages(found.Items, func(r *task.DependencyResult) *pb.DependencyResult {
+			return &pb.DependencyResult{StepName: r.Name, Results: orObject(r.Results)}
+		}),
+		NextPageToken: found.NextToken,
+	}, nil
+}
+
+// ListWorkers reads a page of a namespace's sessions.
+func (s *workerService) ListWorkers(ctx context.Context, req *pb.ListWorkersRequest) (*pb.ListWorkersResponse, error) {
+	found, err := s.engine.ListWorkers(ctx, caller(ctx).Namespace, req.GetHandler(), page(req))
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ListWorkersResponse{Workers: messages(found.Items, workerMessage), NextPageToken: found.NextToken}, nil
+}
