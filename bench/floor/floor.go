@@ -39,8 +39,8 @@ var schemaSQL string
 const (
 	dropSchemaSQL = "drop schema if exists tasker_bench_floor cascade"
 
-	// backlogBatches bounds how far the submitter runs ahead: far enough that no claim comes up short, near enough that
-	// the tables stay as small as those of a server that keeps up.
+	// backlogBatches bounds how far the submitter runs ahead: far enough that loops slower than it find full batches, near
+	// enough that the tables stay as small as those of a server that keeps up.
 	backlogBatches = 20
 	// sweepInterval is how often a claim looks at a lane from its beginning, for rows that a transaction slower than
 	// its successors committed behind the cursor.
