@@ -99,7 +99,7 @@ declare
   first_unfinished bigint;
   begun_at timestamptz;
 begin
-  if to_regclass(format('%I', partition)) is null or day >= (clock_timestamp() at time zone 'utc')::date then
+  if day >= (clock_timestamp() at time zone 'utc')::date then
     return false;
   end if;
   -- An unfinished task has a live row. Ids rise with time to the grain of a partition, so the oldest unfinished task was
@@ -125,8 +125,17 @@ begin
       return false;
     end if;
   end if;
-  perform set_config('lock_timeout', '100ms', true);
-  execute format('drop table %I', partition);
+  if to_regclass(format('%I', partition)) is not null then
+    perform set_config('lock_timeout', '100ms', true);
+    execute format('drop table %I', partition);
+  else
+    -- Days whose partition was made too late have their rows in the default one.
+    delete from history_default
+    where recorded_at >= day::timestamp at time zone 'utc' and recorded_at < (day + 1)::timestamp at time zone 'utc';
+    if not found then
+      return false;
+    end if;
+  end if;
   insert into partition_drop (partition, from_value, to_value) values (partition, day::text, (day + 1)::text);
   insert into history (recorded_at, kind, reason, task_ids) values (clock_timestamp(), 'retention', partition, '{}');
   return true;

@@ -42,13 +42,23 @@ const (
 // EnsurePartitions makes the partitions that the next tasks and days need.
 func (s *Store) EnsurePartitions(ctx context.Context, shard int) (made int, err error) {
 	const tasks = `select ensure_task_partitions($1::bigint << 40 | last_value, $2) from task_number_seq`
-	var days int
 	if err := s.Cold.QueryRow(ctx, tasks, shard, partitionsAhead).Scan(&made); err != nil {
 		return 0, err
 	}
-	const history = `select ensure_history_partitions((coalesce($1, now()) at time zone 'utc')::date, $2)`
-	err = s.Cold.QueryRow(ctx, history, s.at(), daysAhead).Scan(&days)
-	return made + days, err
+	const history = `select ensure_history_partitions((coalesce($1, now()) at time zone 'utc')::date + $2::int, 1)`
+	for ahead := range daysAhead {
+		var days int
+		err := s.Cold.QueryRow(ctx, history, s.at(), ahead).Scan(&days)
+		var pgErr *pgconn.PgError
+		if errors.As(err, &pgErr) && pgErr.Code == pgerrcode.CheckViolation {
+			continue // the default partition holds rows of that day already: they stay there
+		}
+		if err != nil {
+			return made, err
+		}
+		made += days
+	}
+	return made, nil
 }
 
 // Retain does one round of retention: makes partitions ahead, moves numbers on, drops what is old. Any server may, at any

@@ -5,6 +5,9 @@ from (
   from pg_inherits
   join pg_class child on child.oid = pg_inherits.inhrelid
   where pg_inherits.inhparent = 'history'::regclass
+  union
+  -- days whose partition was made too late
+  select (recorded_at at time zone 'utc')::date from history_default
 ) days
 where day is not null and day < $1
 order by day
