@@ -40,6 +40,8 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// As a server does: the right to read and write rows, and no more.
+	config.ConnConfig.RuntimeParams["role"] = "tasker_runtime"
 	if w.s, err = store.Open(context.WithoutCancel(t.Context()), config, 4); err != nil {
 		t.Fatal(err)
 	}
