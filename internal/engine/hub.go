@@ -20,6 +20,7 @@ type hub struct {
 
 	mu       sync.Mutex
 	work     *sync.Cond // something to flush, or the end
+	stored   *sync.Cond // something to submit, or the end
 	draining bool       // no grants any more
 	closed   bool
 
@@ -69,7 +70,7 @@ const fullLookEvery = 250 * time.Millisecond
 
 func newHub(e *Engine, id int32) *hub {
 	h := &hub{e: e, id: id, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}}
-	h.work = sync.NewCond(&h.mu)
+	h.work, h.stored = sync.NewCond(&h.mu), sync.NewCond(&h.mu)
 	for range flushers {
 		e.workers.Go(h.flushLoop)
 		e.workers.Go(h.submitLoop)
@@ -86,6 +87,7 @@ func (h *hub) shut() {
 		h.timer.Stop()
 	}
 	h.work.Broadcast()
+	h.stored.Broadcast()
 }
 
 func (h *hub) drain() {

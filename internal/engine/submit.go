@@ -100,7 +100,7 @@ func (h *hub) enqueueSubmits(pending []*pendingSubmit) {
 		return
 	}
 	h.submits = append(h.submits, pending...)
-	h.work.Broadcast()
+	h.stored.Signal()
 }
 
 // submitLoop stores what has gathered, as flushLoop records reports.
@@ -108,7 +108,7 @@ func (h *hub) submitLoop() {
 	for {
 		h.mu.Lock()
 		for len(h.submits) == 0 && !h.closed {
-			h.work.Wait()
+			h.stored.Wait()
 		}
 		n, steps := 0, 0
 		for n < len(h.submits) && n < maxSubmitTasks && (n == 0 || steps+len(h.submits[n].task.Steps) <= maxSubmitSteps) {

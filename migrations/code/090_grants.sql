@@ -50,3 +50,6 @@ begin
   end loop;
 end
 $$;
+
+-- A server looks at the schema's version before it says that it is ready.
+grant select on schema_version, schema_code to tasker_runtime;
