@@ -81,7 +81,7 @@ timed as materialized (
 concluded as materialized (
   select *,
     ended_at + base_delay + jitter_delay as next_retry_at,
-    case when park is not null then null when asked_for is null and delay_source <> 'header_unreadable' then 'backoff'::delay_source else delay_source end as source,
+    case when park is not null then null when asked_for is null and delay_source is distinct from 'header_unreadable' then 'backoff'::delay_source else delay_source end as source,
     coalesce(nullif(error_code, ''), case park when 'exhausted' then 'RETRIES_EXHAUSTED' when 'deadline_exceeded' then 'DEADLINE_EXCEEDED' else 'FAILED' end) as park_code
   from timed
 ),
