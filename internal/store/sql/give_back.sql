@@ -9,7 +9,7 @@
 -- $1 at timestamptz, $2 task_id bigint[], $3 step_no int[], $4 outcome text[], $5 delay interval[] (of a release; null: none),
 -- $6 namespace_id int
 with locked as materialized (
-  select l.*, s.max_lost_leases, back.delay, coalesce($1, clock_timestamp()) as ended_at,
+  select l.*, s.max_lost_leases, s.max_elapsed, back.delay, coalesce($1, clock_timestamp()) as ended_at,
     case
       when back.outcome = 'undelivered' and l.undelivered >= 5 then 'lost_lease'
       when back.outcome = 'released' and l.released >= 100 then 'lost_lease'
@@ -23,7 +23,7 @@ with locked as materialized (
     limit 1
   ) l
   cross join lateral (
-    select step.max_lost_leases from step where step.task_id = back.task_id and step.step_no = back.step_no limit 1
+    select step.max_lost_leases, step.max_elapsed from step where step.task_id = back.task_id and step.step_no = back.step_no limit 1
   ) s
 ),
 gone as (
@@ -60,6 +60,12 @@ stopped as (
   select task_id, step_no, lane_id, 'lease_expired', 'LEASE_EXPIRED', ended_at, attempts, failures, dispatches, epoch,
     event_no + 1, lost_after, 0, 0, skipped, true, token, first_started_at
   from concluded where poisoned
+),
+limited as (
+  insert into deadline (due_at, task_id, step_no)
+  select first_started_at + max_elapsed, task_id, step_no
+  from concluded where not poisoned and max_elapsed is not null and first_started_at is not null
+  on conflict do nothing
 ),
 failed as (
   insert into step_failure (task_id, step_no, dispatch, outcome, counted, attempt, failures, lost_leases, epoch, event_no,
