@@ -72,15 +72,18 @@ func (s *Store) ReportLate(ctx context.Context, r *task.Report) (answer Answer, 
 // acceptLate gives the waiting step its lease again and concludes it like any other.
 func (s *Store) acceptLate(ctx context.Context, tx pgx.Tx, r *task.Report, standing string, answer *Answer, change *Change) error {
 	args := []any{s.at(), int64(r.Token.Step.Task()), r.Token.Step.No(), r.Token.Nonce, r.Token.Dispatch, r.Token.SessionID}
-	if standing == "parked" {
-		args = append(args, r.Token.NamespaceID)
-	}
 	tag, err := tx.Exec(ctx, sqlText("readopt_"+standing), args...)
 	if err != nil {
 		return err
 	}
 	if tag.RowsAffected() != 1 {
 		return errAgain
+	}
+	if standing == "parked" {
+		ids := []int64{int64(r.Token.Step.Task())}
+		if _, err := tx.Exec(ctx, sqlText("reopen_tasks"), s.at(), ids, r.Token.NamespaceID, nil, nil); err != nil {
+			return err
+		}
 	}
 	locked := map[[16]byte]*held{}
 	b := &pgx.Batch{}
