@@ -188,13 +188,13 @@ func filledIn(s *task.StepSpec, names func(int) string) *pb.StepDefinition {
 		return f
 	}
 	d := &pb.StepDefinition{
-		Name: s.Name, Handler: &s.Handler, RetryLimit: proto.Int32(int32(s.RetryLimit)), Retryable: &s.Retryable,
+		Name: s.Name, Handler: &s.Handler, RetryLimit: proto.Int32(count(s.RetryLimit)), Retryable: &s.Retryable,
 		Backoff: &pb.BackoffPolicy{
 			Initial: or(s.Initial, defaultInitial), Multiplier: number(s.Multiplier, defaultMultiplier),
 			Max: or(s.Max, defaultMax), Jitter: number(s.Jitter, defaultJitter),
 		},
 		MaxRetryAfter: or(s.MaxRetryAfter, defaultMaxRetryAfter), Lease: duration(s.Lease),
-		MaxLostLeases: proto.Int32(int32(s.MaxLostLeases)), MaxElapsed: duration(s.MaxElapsed), Priority: proto.Int32(int32(s.Priority)),
+		MaxLostLeases: proto.Int32(count(s.MaxLostLeases)), MaxElapsed: duration(s.MaxElapsed), Priority: proto.Int32(count(s.Priority)),
 		NonRetryableCodes: s.NonRetryable, HandlerConfig: orObject(s.HandlerConfig),
 	}
 	if s.Circuit != "" {
@@ -233,7 +233,7 @@ func plan(steps []task.StepSpec) []*pb.PlannedStep {
 	for i := range steps {
 		planned[i] = &pb.PlannedStep{
 			Definition:      filledIn(&steps[i], func(no int) string { return steps[no-1].Name }),
-			DependencyLevel: int32(levels[i]),
+			DependencyLevel: count(levels[i]),
 		}
 	}
 	slices.SortFunc(planned, func(a, b *pb.PlannedStep) int {

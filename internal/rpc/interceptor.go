@@ -32,6 +32,8 @@ type Around struct {
 	Authenticate Authenticate
 	// Timeout bounds a unary call that came without a deadline; a wait that the request asks for comes on top.
 	Timeout time.Duration
+	// Gate, if it answers an error, refuses every call with it.
+	Gate func() error
 	// Panicked is called for every panic that was caught.
 	Panicked func()
 	// Outer interceptors see calls as they ended: metrics.
@@ -43,6 +45,9 @@ type Around struct {
 func (s *Services) Interceptors(a Around) []grpc.ServerOption {
 	if a.Authenticate == nil {
 		a.Authenticate = Anonymous
+	}
+	if a.Gate == nil {
+		a.Gate = func() error { return nil }
 	}
 	if a.Panicked == nil {
 		a.Panicked = func() {}
@@ -65,6 +70,7 @@ func (s *Services) Interceptors(a Around) []grpc.ServerOption {
 			only(deadlineUnary(a.Timeout)),
 			s.statusUnary,
 			recovery.UnaryServerInterceptor(recovered),
+			only(gateUnary(a.Gate)),
 			only(callerUnary(a.Authenticate)),
 			only(s.rules.unary),
 		)...),
@@ -72,6 +78,7 @@ func (s *Services) Interceptors(a Around) []grpc.ServerOption {
 			onlyStream(logging.StreamServerInterceptor(logTo(s.log), logOptions()...)),
 			s.statusStream,
 			recovery.StreamServerInterceptor(recovered),
+			onlyStream(gateStream(a.Gate)),
 			onlyStream(callerStream(a.Authenticate)),
 			onlyStream(s.rules.stream),
 		)...),
@@ -151,6 +158,26 @@ func (s *Services) told(ctx context.Context, method string, err error) error {
 		return st.GRPCStatus().Err()
 	}
 	return refuse(ctx, s.log, method, err).status().Err()
+}
+
+// ---------------------------------------------------------------- gate
+
+func gateUnary(gate func() error) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		if err := gate(); err != nil {
+			return nil, err
+		}
+		return handler(ctx, req)
+	}
+}
+
+func gateStream(gate func() error) grpc.StreamServerInterceptor {
+	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		if err := gate(); err != nil {
+			return err
+		}
+		return handler(srv, stream)
+	}
 }
 
 // ---------------------------------------------------------------- deadline

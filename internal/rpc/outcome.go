@@ -130,8 +130,8 @@ func reported(r *task.Report, a *task.Reported) *pb.ReportStepResultResponse {
 	resp := &pb.ReportStepResultResponse{
 		Step: &pb.ReportedStep{
 			StepId: a.Step.String(), TaskId: a.Step.Task().String(), State: stepStates.value(string(a.State)),
-			Attempts: int32(a.Attempts), RetryLimit: int32(a.RetryLimit), ParkedReason: parkedReason(r, a),
-			Dispatch: r.Token.Dispatch, Epoch: int32(a.Epoch), LostLeases: int32(a.LostLeases),
+			Attempts: count(a.Attempts), RetryLimit: count(a.RetryLimit), ParkedReason: parkedReason(r, a),
+			Dispatch: r.Token.Dispatch, Epoch: count(a.Epoch), LostLeases: count(a.LostLeases),
 		},
 		AlreadyRecorded: a.AlreadyRecorded, AppliedDelay: duration(a.AppliedDelay), DelaySource: delaySources.value(string(a.DelaySource)),
 		DelayClamped: a.DelayClamped, NextRetryAt: timestamp(a.NextRetryAt),

@@ -69,8 +69,8 @@ func readyStep(r *task.ReadyStep) *pb.ReadyStep {
 	step := &pb.ReadyStep{
 		Namespace: r.Namespace, TaskId: r.Task.String(), StepId: r.Token.Step.String(), TaskName: r.TaskName, StepName: r.StepName,
 		Handler: r.Handler, LeaseToken: r.Token.String(), LeaseExpiresAt: timestamppb.New(r.LeaseExpiresAt),
-		HeartbeatBy: durationpb.New(r.HeartbeatBy), Deadline: timestamp(stopsAt(r)), Attempt: int32(r.Attempt), RetryLimit: int32(r.RetryLimit),
-		Dispatch: int32(r.Dispatch), IdempotencyKey: "tasker/" + r.Namespace + "/" + r.Token.Step.String(),
+		HeartbeatBy: durationpb.New(r.HeartbeatBy), Deadline: timestamp(stopsAt(r)), Attempt: count(r.Attempt), RetryLimit: count(r.RetryLimit),
+		Dispatch: count(r.Dispatch), IdempotencyKey: "tasker/" + r.Namespace + "/" + r.Token.Step.String(),
 		Context: orObject(r.Context), HandlerConfig: orObject(r.HandlerConfig), OmittedDependencies: r.Omitted, Checkpoint: r.Checkpoint,
 		PreviousFailure: previousFailure(r.PreviousFailure), TraceContext: traceContext(r.TraceContext), Labels: labelMap(r.Labels),
 	}
@@ -131,7 +131,7 @@ func previousFailure(f *task.PreviousFailure) *pb.PreviousFailure {
 		return nil
 	}
 	return &pb.PreviousFailure{
-		Attempt: int32(f.Attempt), Dispatch: int32(f.Dispatch), Outcome: outcomes.value(string(f.Outcome)), Failure: failureMessage(&f.Failure),
+		Attempt: count(f.Attempt), Dispatch: count(f.Dispatch), Outcome: outcomes.value(string(f.Outcome)), Failure: failureMessage(&f.Failure),
 		EndedAt: timestamp(&f.EndedAt),
 	}
 }
@@ -142,7 +142,7 @@ func failureMessage(f *task.Failure) *pb.Failure {
 	}
 	m := &pb.Failure{ErrorCode: f.ErrorCode, Message: f.Message, ErrorClass: f.ErrorClass, StackTrace: f.StackTrace, Details: f.Details}
 	if f.HTTPStatus != 0 {
-		status := int32(f.HTTPStatus)
+		status := count(f.HTTPStatus)
 		m.HttpStatus = &status
 	}
 	return m

@@ -9,6 +9,7 @@
 //	deadline     a call without a deadline gets one; a deadline is shortened so that its passing can still be told
 //	status       errors become statuses
 //	recovery     a panic becomes an error
+//	gate         nothing passes before the database was ready once
 //	caller       who calls, and for which namespace
 //	validation   the rules written in the proto files
 package rpc
@@ -42,20 +43,28 @@ type Services struct {
 	rules     *rules
 	templates *templateCache
 	clock     clock
-	// drainGrace is what a draining frame says.
-	drainGrace time.Duration
+	settings  Settings
 	// draining ends with a cause when the server goes away: watches end by it.
 	draining context.Context //nolint:containedctx // the server's life, not a call's
 	drain    context.CancelCauseFunc
 }
 
+// Settings are what an operator decides about the services.
+type Settings struct {
+	// DrainGrace is how long a stream stays open after a draining frame.
+	DrainGrace time.Duration
+	// StreamAge is how old a worker's stream gets, give or take a tenth, before it is asked to move, so that no connection has
+	// to be cut for its age. 0: as old as it likes.
+	StreamAge time.Duration
+}
+
 // New compiles the contract's rules; it takes some tens of milliseconds.
-func New(e *engine.Engine, log *slog.Logger, drainGrace time.Duration) (*Services, error) {
+func New(e *engine.Engine, log *slog.Logger, settings Settings) (*Services, error) {
 	rules, err := compileRules()
 	if err != nil {
 		return nil, err
 	}
-	s := &Services{engine: e, log: log, rules: rules, templates: newTemplateCache(), drainGrace: drainGrace}
+	s := &Services{engine: e, log: log, rules: rules, templates: newTemplateCache(), settings: settings}
 	s.draining, s.drain = context.WithCancelCause(context.Background())
 	return s, nil
 }

@@ -117,7 +117,7 @@ func (s *stepService) BulkRetrySteps(ctx context.Context, req *pb.BulkRetrySteps
 	if err != nil {
 		return nil, err
 	}
-	return &pb.BulkRetryStepsResponse{RetriedSteps: int32(retried), NextPageToken: next}, nil
+	return &pb.BulkRetryStepsResponse{RetriedSteps: count(retried), NextPageToken: next}, nil
 }
 
 // stepID reads an id. One that no step can have is of a step that does not exist.

@@ -191,7 +191,7 @@ func (s *taskService) CancelTask(ctx context.Context, req *pb.CancelTaskRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.CancelTaskResponse{Task: taskMessage(&answer.Task), CancelledSteps: int32(answer.Steps), RevokedLeases: int32(answer.Leases)}, nil
+	return &pb.CancelTaskResponse{Task: taskMessage(&answer.Task), CancelledSteps: count(answer.Steps), RevokedLeases: count(answer.Leases)}, nil
 }
 
 // PurgeTask deletes an ended task.
@@ -207,7 +207,7 @@ func (s *taskService) PurgeTask(ctx context.Context, req *pb.PurgeTaskRequest) (
 	if err := s.engine.PurgeTask(ctx, id, act(ctx, req)); err != nil {
 		return nil, err
 	}
-	return &pb.PurgeTaskResponse{PurgedSteps: int32(view.StepCount)}, nil
+	return &pb.PurgeTaskResponse{PurgedSteps: count(view.StepCount)}, nil
 }
 
 // act is who does what an operator does, and why.

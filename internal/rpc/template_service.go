@@ -72,7 +72,7 @@ func templateSummary(v *task.TemplateView) (*pb.TemplateSummary, error) {
 		return nil, err
 	}
 	return &pb.TemplateSummary{
-		Namespace: v.Namespace, Name: v.Name, Version: v.Version, Description: t.GetDescription(), StepCount: int32(len(t.GetSteps())),
+		Namespace: v.Namespace, Name: v.Name, Version: v.Version, Description: t.GetDescription(), StepCount: count(len(t.GetSteps())),
 		RegisteredAt: timestamppb.New(v.CreatedAt), RegisteredBy: v.CreatedBy,
 	}, nil
 }

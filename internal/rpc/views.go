@@ -11,7 +11,7 @@ func taskMessage(v *task.View) *pb.Task {
 	t := &pb.Task{
 		TaskId: v.ID.String(), Namespace: v.Namespace, Name: v.Name, State: taskStates.value(string(v.State)), Labels: labelMap(v.Labels),
 		Context: v.Context, NotBefore: timestamp(v.NotBefore), Deadline: timestamp(v.Deadline), CreatedAt: timestamppb.New(v.CreatedAt),
-		CreatedBy: v.CreatedBy, EndedAt: timestamp(v.EndedAt), StepCount: int32(v.StepCount),
+		CreatedBy: v.CreatedBy, EndedAt: timestamp(v.EndedAt), StepCount: count(v.StepCount),
 	}
 	if v.TemplateName != "" {
 		t.Template = &pb.TemplateRef{Name: v.TemplateName, Version: &v.TemplateVersion}
@@ -21,9 +21,9 @@ func taskMessage(v *task.View) *pb.Task {
 
 func executionContext(x *task.ExecutionContext) *pb.TaskExecutionContext {
 	return &pb.TaskExecutionContext{
-		TotalSteps: int32(x.Total), PendingSteps: int32(x.Pending), ReadySteps: int32(x.Ready), InProgressSteps: int32(x.InProgress),
-		WaitingForRetrySteps: int32(x.WaitingForRetry), FailedSteps: int32(x.Failed), CompletedSteps: int32(x.Completed),
-		CancelledSteps: int32(x.Cancelled), ExecutionStatus: executionStatuses.value(x.ExecutionStatus),
+		TotalSteps: count(x.Total), PendingSteps: count(x.Pending), ReadySteps: count(x.Ready), InProgressSteps: count(x.InProgress),
+		WaitingForRetrySteps: count(x.WaitingForRetry), FailedSteps: count(x.Failed), CompletedSteps: count(x.Completed),
+		CancelledSteps: count(x.Cancelled), ExecutionStatus: executionStatuses.value(x.ExecutionStatus),
 		RecommendedAction: recommendedActions.value(x.RecommendedAction), HealthStatus: healthStatuses.value(x.HealthStatus),
 		CompletionPercentage: x.CompletionPercentage,
 	}
@@ -41,17 +41,17 @@ func stepMessage(v *task.StepView) *pb.Step {
 	s := &pb.Step{
 		StepId: v.ID.String(), TaskId: v.ID.Task().String(), Name: v.Name, Handler: v.Handler, State: stepStates.value(string(v.State)),
 		DependenciesSatisfied: v.DependenciesSatisfied, RetryEligible: v.RetryEligible, ReadyForExecution: v.ReadyForExecution,
-		BlockedBy: v.BlockedBy, TotalParents: int32(v.TotalParents), CompletedParents: int32(v.CompletedParents), Attempts: int32(v.Attempts),
-		RetryLimit: int32(v.RetryLimit), Dispatches: int32(v.Dispatches), LostLeases: int32(v.LostLeases), Epoch: int32(v.Epoch),
+		BlockedBy: v.BlockedBy, TotalParents: count(v.TotalParents), CompletedParents: count(v.CompletedParents), Attempts: count(v.Attempts),
+		RetryLimit: count(v.RetryLimit), Dispatches: count(v.Dispatches), LostLeases: count(v.LostLeases), Epoch: count(v.Epoch),
 		ParkedReason: parkedReasons.value(v.ParkedReason), NextRetryAt: timestamp(v.NextRetryAt), LastFailureAt: timestamp(v.LastFailureAt),
 		LastAttemptedAt: timestamp(v.LastAttemptedAt), LastStartedAt: timestamp(v.LastStartedAt),
 		BackoffRequestDuration: duration(v.BackoffRequest), LastFailure: failureMessage(v.LastFailure), Circuit: v.Circuit,
-		Priority: int32(v.Priority), EndedAt: timestamp(v.EndedAt), DependsOn: v.DependsOn, Results: v.Results, Checkpoint: v.Checkpoint,
+		Priority: count(v.Priority), EndedAt: timestamp(v.EndedAt), DependsOn: v.DependsOn, Results: v.Results, Checkpoint: v.Checkpoint,
 		HandlerConfig: v.HandlerConfig,
 	}
 	if l := v.Lease; l != nil {
 		s.Lease = &pb.StepLease{
-			WorkerId: l.WorkerID, InstanceId: l.InstanceID, Dispatch: int32(l.Dispatch), GrantedAt: timestamppb.New(l.GrantedAt),
+			WorkerId: l.WorkerID, InstanceId: l.InstanceID, Dispatch: count(l.Dispatch), GrantedAt: timestamppb.New(l.GrantedAt),
 			ConfirmedAt: timestamp(l.ConfirmedAt), ExpiresAt: timestamppb.New(l.ExpiresAt),
 		}
 	}
@@ -60,7 +60,7 @@ func stepMessage(v *task.StepView) *pb.Step {
 
 func attemptMessage(v *task.AttemptView) *pb.Attempt {
 	a := &pb.Attempt{
-		Dispatch: int32(v.Dispatch), Attempt: int32(v.Attempt), Epoch: int32(v.Epoch), WorkerId: v.WorkerID, InstanceId: v.InstanceID,
+		Dispatch: count(v.Dispatch), Attempt: count(v.Attempt), Epoch: count(v.Epoch), WorkerId: v.WorkerID, InstanceId: v.InstanceID,
 		DispatchedAt: timestamp(v.GrantedAt), StartedAt: timestamp(v.StartedAt), EndedAt: timestamp(v.EndedAt),
 		Outcome: outcomes.value(string(v.Outcome)), Failure: failureMessage(v.Failure), Delay: duration(v.Delay),
 		DelaySource: delaySources.value(string(v.DelaySource)), DelayClamped: v.DelayClamped, NextRetryAt: timestamp(v.NextRetryAt),
@@ -68,7 +68,7 @@ func attemptMessage(v *task.AttemptView) *pb.Attempt {
 	if l := v.Late; l != nil {
 		a.LateReport = &pb.LateReport{
 			RecordedAt: timestamppb.New(l.RecordedAt), Outcome: outcomes.value(string(l.Outcome)), Failure: failureMessage(l.Failure),
-			Results: l.Results, Reports: int32(l.Reports),
+			Results: l.Results, Reports: count(l.Reports),
 		}
 	}
 	return a
@@ -76,7 +76,7 @@ func attemptMessage(v *task.AttemptView) *pb.Attempt {
 
 func workerMessage(v *task.WorkerView) *pb.Worker {
 	w := &pb.Worker{
-		WorkerId: v.WorkerID, InstanceId: v.InstanceID, MaxInFlight: int32(v.MaxInFlight), InFlight: int32(v.InFlight),
+		WorkerId: v.WorkerID, InstanceId: v.InstanceID, MaxInFlight: count(v.MaxInFlight), InFlight: count(v.InFlight),
 		Labels: labelMap(v.Labels), BuildId: v.BuildID, ClientInfo: v.ClientInfo, OpenedAt: timestamppb.New(v.OpenedAt),
 		SeenAt: timestamppb.New(v.SeenAt), DrainedAt: timestamp(v.DrainedAt), ClosedAt: timestamp(v.ClosedAt),
 	}

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -119,3 +120,8 @@ func labelMap(list []string) map[string]string {
 	}
 	return labels
 }
+
+// ---------------------------------------------------------------- numbers
+
+// count is a number as the contract carries it. None of them comes near the limit; one that did would not turn negative.
+func count(n int) int32 { return int32(min(max(n, math.MinInt32), math.MaxInt32)) } //nolint:gosec // bounded right here

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"time"
 
 	"google.golang.org/grpc"
@@ -43,17 +44,43 @@ func (s *workerService) ReadySteps(req *pb.ReadyStepsRequest, stream grpc.Server
 	if err := stream.Send(s.openedFrame(work.Opened(), strange)); err != nil {
 		return err
 	}
+	aged, err := s.sendFrames(ctx, work, stream, s.streamAge())
+	if !aged {
+		return err
+	}
+	// A worker that does not move in time finds its stream ended with OK, which says the same.
+	if err := stream.Send(s.frame(&engine.Frame{Draining: true})); err != nil {
+		return err
+	}
+	_, err = s.sendFrames(ctx, work, stream, s.settings.DrainGrace)
+	return err
+}
+
+// streamAge is how old a stream gets: not all that were opened together shall move together.
+func (s *workerService) streamAge() time.Duration {
+	if s.settings.StreamAge == 0 {
+		return 100 * 365 * 24 * time.Hour
+	}
+	return time.Duration(float64(s.settings.StreamAge) * (0.9 + 0.2*rand.Float64())) //nolint:gosec // spread, not a secret
+}
+
+// sendFrames sends what comes until the stream's end, or until it has lasted as long as it may: then aged is true.
+func (s *workerService) sendFrames(ctx context.Context, work *engine.Stream, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse], age time.Duration) (aged bool, err error) {
+	young, cancel := context.WithTimeout(ctx, age)
+	defer cancel()
 	for {
-		f, err := work.Next(ctx)
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
+		f, err := work.Next(young)
+		switch {
+		case errors.Is(err, io.EOF):
+			return false, nil
+		case err != nil && young.Err() != nil && ctx.Err() == nil:
+			return true, nil
+		case err != nil:
+			return false, err
 		}
 		if err := stream.Send(s.frame(&f)); err != nil {
 			s.undelivered(ctx, f.Step)
-			return err
+			return false, err
 		}
 	}
 }
@@ -73,7 +100,7 @@ func (s *workerService) undelivered(ctx context.Context, step *task.ReadyStep) {
 func (s *workerService) openedFrame(o engine.Opened, strange []string) *pb.ReadyStepsResponse {
 	return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Opened{Opened: &pb.SessionOpened{
 		HeartbeatInterval: durationpb.New(o.HeartbeatInterval), DeliveryTimeout: durationpb.New(o.DeliveryTimeout), ServerTime: s.clock.now(),
-		LostLeaseTokens: lostTokens(o.Lost, strange), Capabilities: capabilities, InFlight: int32(o.InFlight),
+		LostLeaseTokens: lostTokens(o.Lost, strange), Capabilities: capabilities, InFlight: count(o.InFlight),
 	}}}
 }
 
@@ -85,13 +112,15 @@ func (s *workerService) frame(f *engine.Frame) *pb.ReadyStepsResponse {
 		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Revoked{Revoked: &pb.LeaseRevoked{
 			LeaseToken: f.Revoked.Token.String(), Reason: revokeReasons.value(string(f.Revoked.Reason)), StepId: f.Revoked.Token.Step.String(),
 		}}}
-	case f.Notice != nil:
-		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Notice{Notice: &pb.DispatchNotice{
-			Blockers: []*pb.DispatchBlocker{blocker(f.Notice)},
-		}}}
+	case f.Notices != nil:
+		notice := &pb.DispatchNotice{}
+		for i := range f.Notices {
+			notice.Blockers = append(notice.Blockers, blocker(&f.Notices[i]))
+		}
+		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Notice{Notice: notice}}
 	case f.Draining:
 		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Draining{Draining: &pb.ServerDraining{
-			GraceDuration: durationpb.New(s.drainGrace),
+			GraceDuration: durationpb.New(s.settings.DrainGrace),
 		}}}
 	default:
 		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Heartbeat{Heartbeat: &pb.StreamHeartbeat{ServerTime: s.clock.now()}}}
@@ -113,7 +142,7 @@ func (s *workerService) PollReadySteps(ctx context.Context, req *pb.PollReadySte
 	sent := s.fitting(ctx, steps)
 	return &pb.PollReadyStepsResponse{
 		Steps: sent, LostLeaseTokens: lostTokens(opened.Lost, strange), ServerTime: s.clock.now(), Capabilities: capabilities,
-		InFlight: int32(opened.InFlight + len(sent)),
+		InFlight: count(opened.InFlight + len(sent)),
 	}, nil
 }
 

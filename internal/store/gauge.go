@@ -1,0 +1,47 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Gauge is a reading of the database, for metrics.
+type Gauge struct {
+	Lanes   []LaneGauge
+	Leases  int64
+	XminAge int64 // transactions since the oldest snapshot in use
+}
+
+// LaneGauge is what stands in a lane. Counts end at maxGauged.
+type LaneGauge struct {
+	Namespace    string
+	Handler      string
+	Circuit      string
+	Priority     int
+	Ready        int64
+	Waiting      int64
+	OldestDueAge time.Duration // 0: nothing may run
+}
+
+// maxGauged is how far a lane's steps are counted.
+const maxGauged = 10_000
+
+// Gauge reads the lanes of all namespaces.
+func (s *Store) Gauge(ctx context.Context) (g Gauge, err error) {
+	rows, err := s.Cold.Query(ctx, sqlText("gauge_lanes"), s.at(), maxGauged)
+	if err != nil {
+		return g, err
+	}
+	g.Lanes, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (l LaneGauge, err error) {
+		var age *time.Duration
+		err = row.Scan(&l.Namespace, &l.Handler, &l.Circuit, &l.Priority, &l.Ready, &l.Waiting, &age)
+		l.OldestDueAge = deref(age)
+		return l, err
+	})
+	if err != nil {
+		return g, err
+	}
+	return g, s.Cold.QueryRow(ctx, sqlText("gauge_database")).Scan(&g.Leases, &g.XminAge)
+}
