@@ -81,8 +81,51 @@ func (h *hub) beat() {
 			for st := range s.streams {
 				st.push(Frame{Heartbeat: true})
 			}
+			if n := h.notices(s); s.newest != nil && !slices.EqualFunc(n, s.noticed, sameNotice) {
+				s.noticed = n
+				if len(n) > 0 {
+					s.newest.push(Frame{Notices: n})
+				}
+			}
 		}
 	}
+}
+
+// notices needs h.mu: it says why handlers give a session nothing although it has room.
+func (h *hub) notices(s *session) []Notice {
+	var out []Notice
+	if s.drained {
+		for _, name := range s.reg.Handlers {
+			out = append(out, Notice{Handler: name, Reason: "drained"})
+		}
+		return out
+	}
+	if s.gone || len(s.leases)+s.reserved >= s.reg.MaxInFlight {
+		return nil
+	}
+	for _, name := range s.reg.Handlers {
+		if s.room(name) == 0 {
+			out = append(out, Notice{Handler: name, Reason: "handler_limit"})
+			continue
+		}
+		n := Notice{Handler: name, Reason: "nothing_ready"}
+		hot := false
+		for _, x := range h.handler(name).lanes {
+			hot = hot || x.hot || x.claiming
+			if !x.dueAt.IsZero() && (n.Until == nil || h.e.clock.database(x.dueAt).Before(*n.Until)) {
+				due := h.e.clock.database(x.dueAt)
+				n.Reason, n.Until = "not_due", &due
+			}
+		}
+		if !hot {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func sameNotice(a, b Notice) bool {
+	return a.Handler == b.Handler && a.Reason == b.Reason && (a.Until == nil) == (b.Until == nil) && (a.Until == nil || a.Until.Equal(*b.Until))
 }
 
 // takeReports needs h.mu. Two reports of one token never share a batch: the later one waits for the next.

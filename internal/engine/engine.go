@@ -170,6 +170,13 @@ func (e *Engine) hub(id int32) *hub {
 	return h
 }
 
+// findHub gives a namespace's hub if something here has needed one: nobody else waits for a wake.
+func (e *Engine) findHub(id int32) *hub {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.hubs[id]
+}
+
 // namespace gives a namespace's id, making it on its first use.
 func (e *Engine) namespace(ctx context.Context, name string) (int32, error) {
 	if name == "" {
@@ -255,18 +262,24 @@ func (e *Engine) heed(c store.Change) {
 		if err != nil {
 			continue // the probe finds it
 		}
-		e.hub(l.NamespaceID).woken(l, w)
+		if h := e.findHub(l.NamespaceID); h != nil {
+			h.woken(l, w)
+		}
 	}
 	for _, r := range c.Revoked {
 		e.revoked.put(r.Token.Nonce, r.Reason)
-		e.hub(r.Token.NamespaceID).revoke(r)
+		if h := e.findHub(r.Token.NamespaceID); h != nil {
+			h.revoke(r)
+		}
 	}
 	byHub := map[int32][]task.Token{}
 	for _, t := range c.Freed {
 		byHub[t.NamespaceID] = append(byHub[t.NamespaceID], t)
 	}
 	for id, tokens := range byHub {
-		e.hub(id).freed(tokens)
+		if h := e.findHub(id); h != nil {
+			h.freed(tokens)
+		}
 	}
 	for _, id := range c.Tasks {
 		e.pingWatches(id)
@@ -291,3 +304,6 @@ func (c *clock) learn(databaseNow time.Time) { c.offset.Store(int64(time.Until(d
 
 // local turns an instant of the database's clock into one of this machine's.
 func (c *clock) local(t time.Time) time.Time { return t.Add(-time.Duration(c.offset.Load())) }
+
+// database turns an instant of this machine's clock into one of the database's.
+func (c *clock) database(t time.Time) time.Time { return t.Add(time.Duration(c.offset.Load())) }

@@ -40,6 +40,7 @@ type wire struct {
 	Freed   []string    `json:"c,omitempty"` // lease tokens
 	Revoked [][2]string `json:"r,omitempty"` // lease token, reason
 	Tasks   []int64     `json:"t,omitempty"`
+	Moved   []int32     `json:"m,omitempty"` // sessions that the sender has now
 }
 
 type wireWake struct {
@@ -62,12 +63,12 @@ func (n *notifier) add(c store.Change) {
 	}
 	for _, t := range c.Freed {
 		// Only sessions of other servers are worth the bytes.
-		if !n.e.hub(t.NamespaceID).has(t.SessionID) {
+		if !n.e.grants(t) {
 			n.pending.Freed = append(n.pending.Freed, t.String())
 		}
 	}
 	for _, r := range c.Revoked {
-		if !n.e.hub(r.Token.NamespaceID).has(r.Token.SessionID) {
+		if !n.e.grants(r.Token) {
 			n.pending.Revoked = append(n.pending.Revoked, [2]string{r.Token.String(), string(r.Reason)})
 		}
 	}
@@ -76,6 +77,20 @@ func (n *notifier) add(c store.Change) {
 			n.pending.Tasks = append(n.pending.Tasks, int64(id))
 		}
 	}
+	n.mu.Unlock()
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// moved tells the other servers that a session is this one's now.
+func (n *notifier) moved(sessionID int32) {
+	if !n.hears() || n.peers.Load() == 0 {
+		return
+	}
+	n.mu.Lock()
+	n.pending.Moved = append(n.pending.Moved, sessionID)
 	n.mu.Unlock()
 	select {
 	case n.wake <- struct{}{}:
@@ -107,11 +122,15 @@ func (w *wire) addWake(x store.Wake) {
 	w.Wakes = append(w.Wakes, wireWake{Lane: x.LaneID, Seq: x.Seq, Count: x.Count, DueAt: due})
 }
 
-// has tells whether a session is granted to by this server.
-func (h *hub) has(sessionID int32) bool {
+// grants tells whether a token's session is this server's.
+func (e *Engine) grants(t task.Token) bool {
+	h := e.findHub(t.NamespaceID)
+	if h == nil {
+		return false
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := h.sessions[sessionID]
+	s := h.sessions[t.SessionID]
 	return s != nil && !s.gone
 }
 
@@ -125,13 +144,14 @@ func (w wire) split() []string {
 		return []string{string(b)}
 	}
 	half := func(n int) int { return (n + 1) / 2 }
-	if len(w.Wakes)+len(w.Freed)+len(w.Revoked)+len(w.Tasks) <= 4 {
+	if len(w.Wakes)+len(w.Freed)+len(w.Revoked)+len(w.Tasks)+len(w.Moved) <= 5 {
 		return nil // cannot be: no entry is that long
 	}
 	a, c := w, w
 	a.Wakes, c.Wakes = w.Wakes[:half(len(w.Wakes))], w.Wakes[half(len(w.Wakes)):]
 	a.Freed, c.Freed = w.Freed[:half(len(w.Freed))], w.Freed[half(len(w.Freed)):]
 	a.Revoked, c.Revoked = w.Revoked[:half(len(w.Revoked))], w.Revoked[half(len(w.Revoked)):]
+	a.Moved, c.Moved = w.Moved[:half(len(w.Moved))], w.Moved[half(len(w.Moved)):]
 	a.Tasks, c.Tasks = w.Tasks[:half(len(w.Tasks))], w.Tasks[half(len(w.Tasks)):]
 	return append(a.split(), c.split()...)
 }
@@ -251,6 +271,11 @@ func (e *Engine) hear(payload string) {
 		c.Tasks = append(c.Tasks, task.ID(id))
 	}
 	e.heed(c)
+	for _, h := range e.everyHub() {
+		for _, id := range w.Moved {
+			h.movedAway(id)
+		}
+	}
 }
 
 // onConnection runs f on a connection of its own, again after a pause whenever it breaks.

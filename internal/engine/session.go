@@ -51,8 +51,8 @@ type session struct {
 	gone      bool      // another server has it: nothing is granted here
 	beatAt    time.Time // when the next idle frame is due
 	beatDue   bool
+	noticed   []Notice  // the last ones sent
 	quietAt   time.Time // since when it has neither stream nor poll
-	checkAt   time.Time // when it was last held against the database while full
 }
 
 // room is how many more leases of a handler the session may be granted now.
@@ -145,6 +145,7 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 		}
 		leases[i].Handler = l.Handler
 	}
+	e.notifier.moved(id)
 	o = Opened{HeartbeatInterval: r.HeartbeatInterval, DeliveryTimeout: r.DeliveryTimeout, ServerTime: at}
 	var undelivered []store.HeldLease
 	s, undelivered = h.adopt(id, epoch, r, leases, polling, &o)
@@ -193,6 +194,12 @@ func (h *hub) adopt(id, epoch int32, r *Registration, leases []store.SessionLeas
 	} else {
 		h.unsubscribe(s)
 	}
+	if s.gone {
+		// What another server granted and concluded meanwhile is not known here.
+		for nonce := range s.leases {
+			s.forget(nonce)
+		}
+	}
 	s.epoch, s.reg, s.drained, s.gone = epoch, *r, false, false
 	for _, name := range r.Handlers {
 		x := h.handler(name)
@@ -237,6 +244,24 @@ func (h *hub) unsubscribe(s *session) {
 			}
 		}
 	}
+}
+
+// movedAway heeds that another server has a session now. Claims of this one found no session, and left their lanes with
+// what stands in them: others look again.
+func (h *hub) movedAway(id int32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.sessions[id]
+	if s == nil || s.gone {
+		return
+	}
+	s.gone = true
+	for _, name := range s.reg.Handlers {
+		for _, x := range h.handler(name).lanes {
+			x.heat()
+		}
+	}
+	h.work.Broadcast()
 }
 
 // probed heeds what a look into lanes found.

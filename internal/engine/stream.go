@@ -14,16 +14,16 @@ import (
 type Frame struct {
 	Step      *task.ReadyStep
 	Revoked   *store.Revoked
-	Notice    *Notice
+	Notices   []Notice // one a handler
 	Heartbeat bool
 	Draining  bool
 }
 
-// Notice says why nothing is sent although capacity is free.
+// Notice says why a handler has no step to give although the session has room.
 type Notice struct {
 	Handler string
-	Reason  string
-	Until   *time.Time
+	Reason  string     // nothing_ready, not_due, handler_limit or drained
+	Until   *time.Time // when that may change by itself; nil: not known
 }
 
 // Stream is a worker's open ReadySteps call. Frames wait in it until Next takes them; their number is bounded by the
@@ -62,6 +62,7 @@ func (e *Engine) Open(ctx context.Context, r Registration) (*Stream, error) {
 		st.frames = s.newest.takeSteps()
 	}
 	s.streams[st], s.newest = true, st
+	s.noticed = nil
 	s.beatAt = time.Now().Add(r.HeartbeatInterval)
 	h.arm(s.beatAt)
 	h.sessions[s.id] = s

@@ -226,6 +226,12 @@ func (h *hub) presentSessions() (ids, epochs []int32, quiet []*session) {
 
 // heedKept acts on what became of sessions, and lists those that look full.
 func (h *hub) heedKept(kept []store.Kept) (full []int32) {
+	var moved []int32
+	defer func() {
+		for _, id := range moved {
+			h.movedAway(id)
+		}
+	}()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, k := range kept {
@@ -243,7 +249,7 @@ func (h *hub) heedKept(kept []store.Kept) (full []int32) {
 		case !k.Kept:
 			// Another server has it: the worker opened a newer stream there. This one gets no frames any more, and stays
 			// open until the worker closes it.
-			s.gone = true
+			moved = append(moved, s.id)
 		case len(s.leases) >= s.reg.MaxInFlight || len(s.reg.HandlerLimits) > 0:
 			full = append(full, s.id)
 		}
