@@ -129,7 +129,7 @@ func revokeReason(o task.Outcome) task.RevokeReason {
 
 func (e *Engine) sweepFailed(ctx context.Context, what string, err error) {
 	if ctx.Err() == nil {
-		e.log.WarnContext(ctx, what+" failed", "error", err)
+		e.log.WarnContext(ctx, "background work failed", "doing", what, "error", err)
 	}
 }
 

@@ -93,7 +93,7 @@ func (w *Watch) look(ctx context.Context) (*TaskChange, error) {
 		return nil, err
 	}
 	w.over = view.State == task.Complete || view.State == task.Cancelled || w.untilIdle && view.State == task.Errored
-	if revision <= w.revision && !(w.first && w.revision == 0) {
+	if revision <= w.revision && (!w.first || w.revision != 0) {
 		return nil, nil //nolint:nilnil // nothing new
 	}
 	c := &TaskChange{Revision: revision, Snapshot: w.first, Task: view}

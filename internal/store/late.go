@@ -97,7 +97,7 @@ func (s *Store) acceptLate(ctx context.Context, tx pgx.Tx, r *task.Report, stand
 	if r.Outcome == task.Success {
 		s.queueComplete(b, r.Token.NamespaceID, reports, []int{0}, locked, &f)
 	} else {
-		s.queueFail(b, r.Token.NamespaceID, reports, []int{0}, locked, &f)
+		s.queueFail(b, r.Token.NamespaceID, reports, []int{0}, &f)
 	}
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return err

@@ -78,7 +78,7 @@ func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Rep
 			}
 		}
 		s.queueComplete(b, namespaceID, reports, successes, locked, &f)
-		s.queueFail(b, namespaceID, reports, failures, locked, &f)
+		s.queueFail(b, namespaceID, reports, failures, &f)
 		if claim != nil && len(claim.Lanes) > 0 {
 			s.queueClaim(b, namespaceID, claim, &f.Grants)
 		}
@@ -165,7 +165,7 @@ type failure struct {
 	hint    task.Hint
 }
 
-func (s *Store) queueFail(b *pgx.Batch, namespaceID int32, reports []task.Report, which []int, locked map[[16]byte]*held, f *Flushed) {
+func (s *Store) queueFail(b *pgx.Batch, namespaceID int32, reports []task.Report, which []int, f *Flushed) {
 	if len(which) == 0 {
 		return
 	}

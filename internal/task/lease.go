@@ -21,6 +21,7 @@ const (
 	tokenLen     = 1 + 4 + 8 + 4 + 4 + 16
 )
 
+//nolint:gosec // the bits are what travels, whatever their sign
 func (t Token) String() string {
 	var b [tokenLen]byte
 	b[0] = tokenVersion
@@ -33,6 +34,8 @@ func (t Token) String() string {
 }
 
 // ParseToken reads a lease_token. A string that no server can have issued gives ok = false.
+//
+//nolint:gosec // the bits are what travels; the signs are checked at the end
 func ParseToken(s string) (t Token, ok bool) {
 	if len(s) != base64.RawURLEncoding.EncodedLen(tokenLen) {
 		return Token{}, false
