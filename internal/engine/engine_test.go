@@ -106,8 +106,10 @@ func TestStepsFlowFromSubmitToTheTasksEnd(t *testing.T) {
 		t.Fatalf("first step is %+v", a)
 	}
 	zero := time.Duration(0)
-	failed := report(t, e, task.Report{Token: a.Token, Outcome: task.RetryableFailure, Digest: [32]byte{9},
-		Failure: task.Failure{ErrorCode: "BUSY"}, Hint: task.Hint{Source: task.FromRetryAfter, After: &zero}})
+	failed := report(t, e, task.Report{
+		Token: a.Token, Outcome: task.RetryableFailure, Digest: [32]byte{9},
+		Failure: task.Failure{ErrorCode: "BUSY"}, Hint: task.Hint{Source: task.FromRetryAfter, After: &zero},
+	})
 	if failed.State != task.StepError || failed.Attempts != 1 || !failed.RetryEligible || failed.DelaySource != task.FromRetryAfter {
 		t.Fatalf("failed report answered %+v", failed)
 	}

@@ -288,8 +288,10 @@ func TestDueRetriesOfOtherServersAreDispatchedWhenTheyAreDue(t *testing.T) {
 	submit(t, here, spec("a"))
 	step := nextStep(t, st)
 	wait := 700 * time.Millisecond
-	r := report(t, there, task.Report{Token: step.Token, Outcome: task.RetryableFailure, Digest: [32]byte{2},
-		Hint: task.Hint{Source: task.FromRetryAfter, After: &wait}})
+	r := report(t, there, task.Report{
+		Token: step.Token, Outcome: task.RetryableFailure, Digest: [32]byte{2},
+		Hint: task.Hint{Source: task.FromRetryAfter, After: &wait},
+	})
 	again := nextStep(t, st)
 	if again.GrantedAt.Before(*r.NextRetryAt) {
 		t.Fatalf("granted at %v, before next_retry_at %v", again.GrantedAt, r.NextRetryAt)
