@@ -17,10 +17,8 @@ import (
 
 	taskerv1 "github.com/taskerhq/tasker/gen/go/tasker/v1"
 	"github.com/taskerhq/tasker/internal/worker"
+	"github.com/taskerhq/tasker/server"
 )
-
-// defaultAddress is where a client looks for a server, and where `tasker serve` listens unless it is told otherwise.
-const defaultAddress = "127.0.0.1:7233"
 
 // remote is what every client command is told about the server and about what to print: one set of flags, each also an
 // environment variable, the flag winning.
@@ -43,12 +41,12 @@ Exit status: 0 done, 1 failed or refused, 2 the command line cannot be understoo
 func (c *cli) newRemote(cmd *cobra.Command) *remote {
 	r := &remote{cli: c}
 	flags := cmd.PersistentFlags()
-	flags.StringVar(&r.address, "address", defaultAddress, "server as `HOST:PORT`; several, separated by commas, share the calls ($TASKER_ADDRESS)")
-	flags.StringVar(&r.namespace, "namespace", "", "namespace to work in; empty is \"default\" ($TASKER_NAMESPACE)")
-	flags.BoolVar(&r.tls, "tls", false, "encrypt the connection and check the server's certificate ($TASKER_TLS)")
-	flags.StringVar(&r.caCert, "ca-cert", "", "`FILE` of the certificates to check the server's by, instead of the system's; implies --tls ($TASKER_CA_CERT)")
-	flags.DurationVar(&r.timeout, "timeout", 30*time.Second, "longest wait for the answer to one call ($TASKER_TIMEOUT)")
-	flags.StringVarP(&r.output, "output", "o", "table", "print a `FORMAT`: table, json or yaml (the answer as it came) ($TASKER_OUTPUT)")
+	flags.StringVar(&r.address, "address", server.DefaultAddress, "server as `HOST:PORT`; several, separated by commas, share the calls [$TASKER_ADDRESS]")
+	flags.StringVar(&r.namespace, "namespace", "", "namespace to work in; empty is \"default\" [$TASKER_NAMESPACE]")
+	flags.BoolVar(&r.tls, "tls", false, "encrypt the connection and check the server's certificate [$TASKER_TLS]")
+	flags.StringVar(&r.caCert, "ca-cert", "", "`FILE` of the certificates to check the server's by, instead of the system's; implies --tls [$TASKER_CA_CERT]")
+	flags.DurationVar(&r.timeout, "timeout", 30*time.Second, "longest wait for the answer to one call [$TASKER_TIMEOUT]")
+	flags.StringVarP(&r.output, "output", "o", "table", "print a `FORMAT`: table, json or yaml (the answer as it came) [$TASKER_OUTPUT]")
 	// The error says only that the flag is unknown or has its completion already.
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
 	if cmd.Long == "" {

@@ -46,6 +46,9 @@ func (r *remote) explain(err error) error {
 			hint = hints[reason]
 			var facts []string
 			for key, value := range detail.GetMetadata() {
+				if value == "" || key == "field" { // Fields come with what is wrong about them.
+					continue
+				}
 				facts = append(facts, fmt.Sprintf("  %s: %s", key, value))
 			}
 			slices.Sort(facts)

@@ -99,7 +99,7 @@ func newTemplates(c *cli) *cobra.Command {
 			list := s.table("name", "version", "steps", "registered_at", "registered_by", "description")
 			for _, summary := range answer.GetTemplates() {
 				list.add(oneLine(summary.GetName()), summary.GetVersion(), count(summary.GetStepCount()), instant(summary.GetRegisteredAt()),
-					oneLine(summary.GetRegisteredBy()), oneLine(summary.GetDescription()))
+					oneLine(summary.GetRegisteredBy()), brief(summary.GetDescription()))
 			}
 			return s.page(list, answer.GetNextPageToken())
 		})

@@ -84,9 +84,19 @@ func (p *printer) printf(format string, args ...any) error {
 }
 
 // answerJSON is the JSON form of a message, zero numbers and empty strings and lists written out, so that a script need not
-// know what is left out by default.
+// know what is left out by default. protojson varies its spaces from build to build on purpose; ours are always the same.
 func answerJSON(answer proto.Message, indent string) ([]byte, error) {
-	return protojson.MarshalOptions{Multiline: indent != "", Indent: indent, EmitDefaultValues: true}.Marshal(answer)
+	body, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(answer)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	if indent == "" {
+		err = json.Compact(&out, body)
+	} else {
+		err = json.Indent(&out, body, "", indent)
+	}
+	return out.Bytes(), err
 }
 
 func (p *printer) printYAML(answer proto.Message) error {
@@ -355,6 +365,11 @@ func oneLine(text string) string {
 		return r
 	}, strings.ToValidUTF8(text, "�"))
 }
+
+// maxCell is how many characters of other people's prose a table shows. -o json has all of it.
+const maxCell = 60
+
+func brief(text string) string { return ansi.Truncate(oneLine(text), maxCell, "…") }
 
 // pairs are labels in one cell.
 func pairs(labels map[string]string) string {

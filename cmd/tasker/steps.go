@@ -208,7 +208,7 @@ func (p *printer) attemptTable(attempts []*taskerv1.Attempt) *table {
 		}
 		list.add(count(attempt.GetDispatch()), number, count(attempt.GetEpoch()), oneLine(attempt.GetWorkerId()), instant(attempt.GetDispatchedAt()),
 			instant(attempt.GetEndedAt()), p.state(word(attempt.GetOutcome())), delay, word(attempt.GetDelaySource()), instant(attempt.GetNextRetryAt()),
-			oneLine(attempt.GetFailure().GetErrorCode()), oneLine(attempt.GetFailure().GetMessage()), late)
+			oneLine(attempt.GetFailure().GetErrorCode()), brief(attempt.GetFailure().GetMessage()), late)
 	}
 	return list
 }

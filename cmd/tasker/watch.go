@@ -175,7 +175,7 @@ func (b *board) line(frame *taskerv1.WatchTaskResponse) error {
 	for _, step := range b.update(frame) {
 		parts := []string{now, step.GetStepId(), oneLine(step.GetName()), b.state(word(step.GetState())),
 			fmt.Sprintf("attempts %d/%d", step.GetAttempts(), step.GetRetryLimit())}
-		if code := step.GetLastFailure().GetErrorCode(); code != "" {
+		if code := step.GetLastFailure().GetErrorCode(); code != "" && step.GetState() == taskerv1.StepState_STEP_STATE_ERROR {
 			parts = append(parts, oneLine(code))
 		}
 		if reason := word(step.GetParkedReason()); reason != "" {
