@@ -21,7 +21,11 @@ func (s *Store) Tasks(ctx context.Context, ids []task.ID, withContext bool) ([]t
 }
 
 func (s *Store) tasks(ctx context.Context, q querier, ids []int64, withContext bool) ([]task.View, error) {
-	rows, err := q.Query(ctx, sqlText("read_tasks"), s.at(), ids, withContext)
+	statement, which := "read_tasks", any(ids)
+	if len(ids) == 1 {
+		statement, which = "read_task", ids[0]
+	}
+	rows, err := q.Query(ctx, sqlText(statement), s.at(), which, withContext)
 	if err != nil {
 		return nil, err
 	}

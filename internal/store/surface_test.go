@@ -432,7 +432,7 @@ func TestReadinessIsTheSameInEveryTimeZone(t *testing.T) {
 		var got string
 		w.ok(conn.QueryRow(t.Context(), `select string_agg(concat_ws('|', name, retry_eligible, ready_for_execution,
 			extract(epoch from next_retry_at), extract(epoch from last_failure_at)), ';' order by name)
-			from step_readiness_at(array[$1::bigint], null, now() - interval '1 minute')`, id).Scan(&got))
+			from steps_of_task_at($1, null, now() - interval '1 minute')`, id).Scan(&got))
 		if first == "" {
 			first = got
 		}
@@ -486,7 +486,7 @@ func TestExecutionContextBucketsAndStatuses(t *testing.T) {
 		equal(w, "buckets", fmt.Sprint(x.Pending, x.Ready, x.InProgress, x.WaitingForRetry, x.Failed, x.Completed, x.Cancelled), buckets)
 		equal(w, "words", strings.Join([]string{x.ExecutionStatus, x.RecommendedAction, x.HealthStatus}, " "), words)
 		// The reader's function at this clock's instant says the same.
-		equal(w, "status in SQL", value[string](w, "select status from task_execution_at(array[$1::bigint], $2)", id, w.now), string(state))
+		equal(w, "status in SQL", value[string](w, "select status from task_state_at($1, $2)", id, w.now), string(state))
 		w.sound(id)
 	}
 	later := w.now.Add(time.Hour)
@@ -627,7 +627,7 @@ func TestPrunesToOnePartitionByID(t *testing.T) {
 	w.ok(w.db.Pool.QueryRow(t.Context(), "select ensure_task_partitions(0, 8)").Scan(new(int)))
 	id := w.submit(step())
 	for _, sql := range []string{
-		"select * from step_readiness_at(array[%d::bigint], null, now())", "select * from task_execution_at(array[%d::bigint], now())",
+		"select * from steps_of_task_at(%d, null, now())", "select * from task_state_at(%d, now())",
 		"select * from step_attempts_v where task_id = %d",
 	} {
 		rows, err := w.db.Pool.Query(t.Context(), "explain (analyze, timing off, summary off, costs off) "+fmt.Sprintf(sql, id))

@@ -1,173 +1,176 @@
 -- Readiness: a plain join of one task's rows. It reads the very rows a claim takes, so it cannot disagree with one.
 
--- step_readiness_at is the rule; its argument "at" is the instant it is asked for (NULL: now), so that a test may ask
--- about any instant. A task id given twice counts once; one that does not exist gives no row.
-create or replace function step_readiness_at(task_ids bigint[], step_ids bigint[], at timestamptz)
+-- steps_of_task_at is the rule; its argument "at" is the instant it is asked for (NULL: now), so that a test may ask
+-- about any instant. A task that does not exist gives no row.
+--
+-- Everything is looked up by key, one step at a time: a join of sets would be planned for the few rows that an unanalyzed
+-- partition promises, and take seconds for a task of 10,000 steps. The functions that show it have settings that leave one possible plan. This one
+-- has none, so that it is inlined into the statement that calls it, whose plan a server keeps.
+create or replace function steps_of_task_at(of_task bigint, step_ids bigint[], at timestamptz)
 returns setof step_readiness
 language sql stable
 as $$
   select
-    wanted.task_id + shown.step_no,
-    wanted.task_id,
-    shown.name,
+    of_task + step.step_no,
+    of_task,
+    step.name,
     shown.current_state,
-    shown.completed_parents = shown.total_parents,
-    shown.current_state in ('pending', 'error') and not shown.is_parked
+    arrival.completed_parents = shown.total_parents,
+    shown.current_state in ('pending', 'error') and parked.step_no is null
       and (shown.next_retry_at is null or coalesce(at, now()) >= shown.next_retry_at),
-    shown.is_ready,
-    shown.last_failure_at,
+    ready.step_no is not null or coalesce(backoff.due_at <= coalesce(at, now()), false),
+    failure.ended_at,
     shown.next_retry_at,
     shown.total_parents,
-    shown.completed_parents,
+    arrival.completed_parents,
     shown.attempts,
-    shown.retry_limit,
-    shown.backoff_request_seconds,
-    shown.last_attempted_at,
+    step.retry_limit,
+    -- a success clears the delay and the code
+    case when ended.state is distinct from 'complete' then extract(epoch from failure.backoff_request) end,
+    -- an ending without a token is an operator's, not a run's
+    case when ended.state = 'complete' and ended.token is not null then ended.ended_at else failure.ended_at end,
     shown.dispatches,
     shown.lost_leases,
-    shown.error_code,
-    shown.circuit,
-    shown.blocked_by,
-    shown.last_started_at,
+    case when ended.state is distinct from 'complete' then coalesce(parked.error_code, failure.error_code) end,
+    nullif(lane.circuit, ''),
+    -- What stands in a blocked step's way: failed ancestors first, then unfinished parents. A scalar subquery, since a join
+    -- would be memoized, with the whole map in the key.
+    case when shown.is_blocked then (
+      select array_agg(named.name order by obstacle.is_failed desc, obstacle.step_no)
+      from (
+        select origin::int as step_no, true as is_failed
+        from jsonb_array_elements(graph.failed_ancestors -> step.step_no::text) as traced (origin)
+        union
+        select parent.step_no,
+          (select p.step_no from parked p where p.task_id = of_task and p.step_no = parent.step_no limit 1) is not null
+        from unnest(step.parents) as parent (step_no)
+        where (select e.step_no from step_end e where e.task_id = of_task and e.step_no = parent.step_no limit 1) is null
+        order by is_failed desc, step_no
+        limit 32
+      ) as obstacle
+      cross join lateral (
+        select s.name from step s where s.task_id = of_task and s.step_no = obstacle.step_no limit 1
+      ) as named
+    ) end,
+    coalesce(lease.started_at, ended.started_at, failure.started_at),
     shown.epoch
-  from (select distinct id as task_id from unnest(task_ids) as given (id)) as wanted
-  cross join lateral (
+  from (
+    -- For each step below a step that failed for good: the numbers of those that did. No step below a failed one can fail
+    -- too, so tracing each costs at most the task's edges.
     with recursive
-    chosen as (
-      select step.step_no, step.name, step.parents, step.retry_limit, step.lane_id
-      from step
-      where step.task_id = wanted.task_id
-        and (step_ids is null or step.task_id + step.step_no = any (step_ids))
-    ),
-    -- Every unfinished, unblocked step stands in exactly one of the four.
-    live as (
-      select step_no, 'ready' as place, attempts, failures, dispatches, lost_leases, epoch,
-             true as is_ready, null::text as error_code, null::timestamptz as started_at
-      from ready where ready.task_id = wanted.task_id
-      union all
-      select step_no, 'backoff', attempts, failures, dispatches, lost_leases, epoch,
-             due_at <= coalesce(at, now()), null, null
-      from backoff where backoff.task_id = wanted.task_id
-      union all
-      select step_no, 'lease', attempts, failures, dispatches, lost_leases, epoch,
-             false, null, coalesce(confirmed_at, granted_at)
-      from lease where lease.task_id = wanted.task_id
-      union all
-      select step_no, 'parked', attempts, failures, dispatches, lost_leases, epoch,
-             false, error_code, null
-      from parked where parked.task_id = wanted.task_id
-    ),
-    ended as (
-      select step_no, state, attempts, dispatches, lost_leases, epoch, token, started_at, ended_at
-      from step_end
-      where step_end.task_id = wanted.task_id
-    ),
-    failure as (
-      select distinct on (step_no) step_no, epoch, ended_at, started_at, next_retry_at, backoff_request, error_code
-      from step_failure
-      where step_failure.task_id = wanted.task_id and outcome <> 'lost_lease'
-      order by step_no, dispatch desc
-    ),
-    arrival as (
-      select chosen.step_no, count(*)::int as completed_parents
-      from chosen
-      cross join lateral unnest(chosen.parents) as parent (step_no)
-      join ended on ended.step_no = parent.step_no and ended.state in ('complete', 'resolved_manually')
-      group by chosen.step_no
-    ),
-    -- No step below a failed one can fail too, so these never meet: tracing each costs at most the task's edges.
     failed as (
-      select step_no from live where place = 'parked' order by step_no limit 32
+      select step_no from parked where parked.task_id = of_task order by step_no limit 32
     ),
     downstream (origin, step_no) as (
       select step_no, step_no from failed
       union
       select downstream.origin, child.step_no
       from downstream
-      join step on step.task_id = wanted.task_id and step.step_no = downstream.step_no
-      cross join lateral unnest(step.children || step.join_children) as child (step_no)
+      cross join lateral (
+        select s.children, s.join_children
+        from step s
+        where s.task_id = of_task and s.step_no = downstream.step_no
+        limit 1
+      ) as parent
+      cross join lateral unnest(parent.children || parent.join_children) as child (step_no)
       where child.step_no < 2147483647
-    ),
-    blocked as (
-      select chosen.step_no, chosen.parents
-      from chosen
-      left join live on live.step_no = chosen.step_no
-      left join ended on ended.step_no = chosen.step_no
-      where live.place is null and ended.state is null
-    ),
-    -- What stands in a blocked step's way: failed ancestors first, then unfinished parents.
-    obstacle as (
-      select blocked.step_no, downstream.origin as by_step_no, true as is_failed
-      from blocked
-      join downstream on downstream.step_no = blocked.step_no
-      union
-      select blocked.step_no, parent.step_no, failed.step_no is not null
-      from blocked
-      cross join lateral unnest(blocked.parents) as parent (step_no)
-      left join ended on ended.step_no = parent.step_no
-      left join failed on failed.step_no = parent.step_no
-      where ended.state is null
-    ),
-    blocker as (
-      select ranked.step_no, array_agg(step.name order by ranked.place) as names
-      from (
-        select obstacle.step_no, obstacle.by_step_no,
-               row_number() over (partition by obstacle.step_no order by obstacle.is_failed desc, obstacle.by_step_no) as place
-        from obstacle
-      ) as ranked
-      join step on step.task_id = wanted.task_id and step.step_no = ranked.by_step_no
-      where ranked.place <= 32
-      group by ranked.step_no
     )
+    select jsonb_object_agg(traced.step_no, traced.origins) as failed_ancestors
+    from (select step_no, jsonb_agg(origin) as origins from downstream group by step_no) as traced
+  ) as graph
+  join step on step.task_id = of_task and (step_ids is null or step.step_no = any (
+    array(select (id - of_task)::int from unnest(step_ids) as given (id) where id - of_task between 1 and 10000)))
+  cross join lateral (select l.circuit from lane l where l.lane_id = step.lane_id limit 1) as lane
+  -- Every unfinished, unblocked step stands in exactly one of these four; an ended one in step_end.
+  left join lateral (
+    select r.step_no, r.attempts, r.failures, r.dispatches, r.lost_leases, r.epoch
+    from ready r
+    where r.task_id = of_task and r.step_no = step.step_no
+    limit 1
+  ) as ready on true
+  left join lateral (
+    select b.step_no, b.attempts, b.failures, b.dispatches, b.lost_leases, b.epoch, b.due_at
+    from backoff b
+    where b.task_id = of_task and b.step_no = step.step_no
+    limit 1
+  ) as backoff on true
+  left join lateral (
+    select l.step_no, l.attempts, l.dispatches, l.lost_leases, l.epoch, coalesce(l.confirmed_at, l.granted_at) as started_at
+    from lease l
+    where l.task_id = of_task and l.step_no = step.step_no
+    limit 1
+  ) as lease on true
+  left join lateral (
+    select p.step_no, p.attempts, p.dispatches, p.lost_leases, p.epoch, p.error_code
+    from parked p
+    where p.task_id = of_task and p.step_no = step.step_no
+    limit 1
+  ) as parked on true
+  left join lateral (
+    select e.state, e.attempts, e.dispatches, e.lost_leases, e.epoch, e.token, e.started_at, e.ended_at
+    from step_end e
+    where e.task_id = of_task and e.step_no = step.step_no
+    limit 1
+  ) as ended on true
+  left join lateral (
+    select f.ended_at, f.started_at, f.next_retry_at, f.backoff_request, f.error_code
+    from step_failure f
+    where f.task_id = of_task and f.step_no = step.step_no and f.outcome <> 'lost_lease'
+      and f.epoch = coalesce(ended.epoch, ready.epoch, backoff.epoch, lease.epoch, parked.epoch)
+    order by f.dispatch desc
+    limit 1
+  ) as failure on true
+  cross join lateral (
+    select count(e.state)::int as completed_parents
+    from unnest(step.parents) as parent (step_no)
+    cross join lateral (
+      select pe.state
+      from step_end pe
+      where pe.task_id = of_task and pe.step_no = parent.step_no and pe.state <> 'cancelled'
+      limit 1
+    ) as e
+  ) as arrival
+  cross join lateral (
     select
-      chosen.step_no,
-      chosen.name,
       case
         when ended.state is not null then ended.state::text
-        when live.place = 'lease' then 'in_progress'
-        when live.place = 'parked' or live.failures > 0 then 'error'
+        when lease.step_no is not null then 'in_progress'
+        when parked.step_no is not null or coalesce(ready.failures, backoff.failures) > 0 then 'error'
         else 'pending'
       end as current_state,
-      coalesce(live.place = 'parked', false) as is_parked,
-      coalesce(live.is_ready, false) as is_ready,
-      failure.ended_at as last_failure_at,
-      case when live.place in ('ready', 'backoff') then failure.next_retry_at end as next_retry_at,
-      coalesce(cardinality(chosen.parents), 0) as total_parents,
-      coalesce(arrival.completed_parents, 0) as completed_parents,
-      coalesce(ended.attempts, live.attempts, 0) as attempts,
-      chosen.retry_limit,
-      case when ended.state is distinct from 'complete' then extract(epoch from failure.backoff_request) end
-        as backoff_request_seconds,
-      -- An ending without a token is an operator's, not a run's.
-      case when ended.state = 'complete' and ended.token is not null then ended.ended_at else failure.ended_at end
-        as last_attempted_at,
-      coalesce(ended.dispatches, live.dispatches, 0) as dispatches,
-      coalesce(ended.lost_leases, live.lost_leases, 0)::int as lost_leases,
-      case when ended.state is distinct from 'complete' then coalesce(live.error_code, failure.error_code) end
-        as error_code,
-      nullif(lane.circuit, '') as circuit,
-      blocker.names as blocked_by,
-      coalesce(live.started_at, ended.started_at, failure.started_at) as last_started_at,
-      coalesce(ended.epoch, live.epoch, 1) as epoch
-    from chosen
-    join lane on lane.lane_id = chosen.lane_id
-    left join live on live.step_no = chosen.step_no
-    left join ended on ended.step_no = chosen.step_no
-    left join failure on failure.step_no = chosen.step_no and failure.epoch = coalesce(ended.epoch, live.epoch)
-    left join arrival on arrival.step_no = chosen.step_no
-    left join blocker on blocker.step_no = chosen.step_no
+      case when coalesce(ready.step_no, backoff.step_no) is not null then failure.next_retry_at end as next_retry_at,
+      coalesce(cardinality(step.parents), 0) as total_parents,
+      coalesce(ended.attempts, ready.attempts, backoff.attempts, lease.attempts, parked.attempts, 0) as attempts,
+      coalesce(ended.dispatches, ready.dispatches, backoff.dispatches, lease.dispatches, parked.dispatches, 0) as dispatches,
+      coalesce(ended.lost_leases, ready.lost_leases, backoff.lost_leases, lease.lost_leases, parked.lost_leases, 0)::int
+        as lost_leases,
+      coalesce(ended.epoch, ready.epoch, backoff.epoch, lease.epoch, parked.epoch, 1) as epoch,
+      coalesce(ready.step_no, backoff.step_no, lease.step_no, parked.step_no) is null and ended.state is null as is_blocked
   ) as shown
   order by 1
 $$;
+comment on function steps_of_task_at(bigint, bigint[], timestamptz) is
+  'The readiness rule at an instant (NULL: now), for the steps of a task. get_step_readiness_status shows it.';
+
+create or replace function step_readiness_at(task_ids bigint[], step_ids bigint[], at timestamptz)
+returns setof step_readiness
+language sql stable
+as $$
+  select readiness.*
+  from (select distinct id from unnest(task_ids) as given (id)) as wanted
+  cross join lateral steps_of_task_at(wanted.id, step_ids, at) as readiness
+  order by readiness.workflow_step_id
+$$;
 comment on function step_readiness_at(bigint[], bigint[], timestamptz) is
-  'The readiness rule at an instant (NULL: now), for the steps of several tasks. get_step_readiness_status shows it.';
+  'steps_of_task_at for several tasks, each counted once.';
 
 create or replace function get_step_readiness_status(task_id bigint, step_ids bigint[] default null)
 returns setof step_readiness
-language sql stable security definer set search_path from current
+language sql stable security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
   select readiness.*
-  from step_readiness_at(array[get_step_readiness_status.task_id], get_step_readiness_status.step_ids, now()) as readiness
+  from steps_of_task_at(get_step_readiness_status.task_id, get_step_readiness_status.step_ids, now()) as readiness
 $$;
 comment on function get_step_readiness_status(bigint, bigint[]) is
 'The steps of a task, by number: state, and whether and when each may run. step_ids chooses which rows come back and never
@@ -197,7 +200,8 @@ changes their values. An unknown task gives no rows. One snapshot. The columns (
 
 create or replace function get_step_readiness_status_batch(task_ids bigint[])
 returns setof step_readiness
-language sql stable security definer set search_path from current
+language sql stable security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
   select readiness.* from step_readiness_at(get_step_readiness_status_batch.task_ids, null, now()) as readiness
 $$;

@@ -1,6 +1,6 @@
 -- A task's state is nowhere stored: it is derived from its steps, in one statement, whenever it is asked for.
 
-create or replace function task_execution_at(task_ids bigint[], at timestamptz)
+create or replace function task_state_at(of_task bigint, at timestamptz)
 returns setof task_execution
 language sql stable
 as $$
@@ -61,22 +61,21 @@ as $$
         when ended.cancelled > 0 then 'cancelled'
         else 'waiting_for_dependencies'
       end as execution_status
-    from (select distinct id as task_id from unnest(task_ids) as given (id)) as wanted
-    cross join lateral (
-      select task.task_id, task.step_count from task where task.task_id = wanted.task_id limit 1
+    from (
+      select t.task_id, t.step_count from task t where t.task_id = of_task limit 1
     ) as task
     cross join lateral (
       select count(*) filter (where state <> 'cancelled')::int as completed,
              count(*) filter (where state = 'cancelled')::int as cancelled
       from step_end
-      where step_end.task_id = wanted.task_id
+      where step_end.task_id = of_task
     ) as ended
     -- A task has started once any run of it was confirmed or concluded; rows carry that for ever.
     cross join lateral (
       select count(*)::int as steps,
              coalesce(bool_or(started or failures > 0), false) as is_started
       from ready
-      where ready.task_id = wanted.task_id
+      where ready.task_id = of_task
     ) as queued
     cross join lateral (
       select count(*)::int as steps,
@@ -84,30 +83,41 @@ as $$
              count(*) filter (where due_at > coalesce(at, now()) and failures > 0)::int as retrying,
              coalesce(bool_or(started or failures > 0), false) as is_started
       from backoff
-      where backoff.task_id = wanted.task_id
+      where backoff.task_id = of_task
     ) as delayed
     cross join lateral (
       select count(*)::int as steps,
              coalesce(bool_or(started or failures > 0 or confirmed_at is not null), false) as is_started
       from lease
-      where lease.task_id = wanted.task_id
+      where lease.task_id = of_task
     ) as running
     cross join lateral (
       select count(*)::int as steps, coalesce(bool_or(started or failures > 0), false) as is_started
       from parked
-      where parked.task_id = wanted.task_id
+      where parked.task_id = of_task
     ) as failed
   ) as counted
-  order by 1
 $$;
-comment on function task_execution_at(bigint[], timestamptz) is
-  'State and counts of several tasks at an instant (NULL: now). get_task_execution_context shows it.';
+comment on function task_state_at(bigint, timestamptz) is
+  'State and counts of a task at an instant (NULL: now). get_task_execution_context shows it.';
+
+create or replace function task_execution_at(task_ids bigint[], at timestamptz)
+returns setof task_execution
+language sql stable
+as $$
+  select execution.*
+  from (select distinct id from unnest(task_ids) as given (id)) as wanted
+  cross join lateral task_state_at(wanted.id, at) as execution
+  order by execution.task_id
+$$;
+comment on function task_execution_at(bigint[], timestamptz) is 'task_state_at for several tasks, each counted once.';
 
 create or replace function get_task_execution_context(task_id bigint)
 returns setof task_execution
-language sql stable security definer set search_path from current
+language sql stable security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
-  select execution.* from task_execution_at(array[get_task_execution_context.task_id], now()) as execution
+  select execution.* from task_state_at(get_task_execution_context.task_id, now()) as execution
 $$;
 comment on function get_task_execution_context(bigint) is
 'One row: the task''s state, its steps counted, and what to do about it. An unknown task gives no row. One snapshot.
@@ -131,7 +141,8 @@ The columns (also: \d+ task_execution):
 
 create or replace function get_task_execution_contexts_batch(task_ids bigint[])
 returns setof task_execution
-language sql stable security definer set search_path from current
+language sql stable security definer
+set search_path from current set jit = off set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off
 as $$
   select execution.* from task_execution_at(get_task_execution_contexts_batch.task_ids, now()) as execution
 $$;

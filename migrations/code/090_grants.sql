@@ -22,7 +22,7 @@ begin
     select p.oid::regprocedure as name
     from pg_proc p
     where p.pronamespace = current_schema()::regnamespace
-      and p.proname in ('step_readiness_at', 'task_execution_at', 'dependency_levels')
+      and p.proname in ('steps_of_task_at', 'step_readiness_at', 'task_state_at', 'task_execution_at', 'dependency_levels')
   loop
     execute format('alter function %s owner to tasker_owner', object.name);
     execute format('revoke all on function %s from public', object.name);

@@ -14,7 +14,7 @@ select
   case when $4 then ended.results end as results,
   case when $4 then checkpoint.body end as checkpoint,
   case when $4 then step.handler_config end as handler_config
-from step_readiness_at(array[$2::bigint], $3, $1) as readiness
+from steps_of_task_at($2::bigint, $3, $1) as readiness
 join step on step.task_id = $2 and step.step_no = (readiness.workflow_step_id - $2)::int
 join lane on lane.lane_id = step.lane_id
 left join parked on parked.task_id = $2 and parked.step_no = step.step_no

@@ -1,4 +1,4 @@
--- Tasks with their state, in one snapshot, the newest first. $1 at timestamptz, $2 task_id bigint[], $3 with_context boolean
+-- Tasks with their state, in one snapshot, the newest first. read_task.sql is the same for one. $1 at timestamptz, $2 task_id bigint[], $3 with_context boolean
 select
   task.task_id, namespace.name as namespace, task.name, task.template_name, task.template_version, task.labels,
   submit_key.key, case when $3 then task.context end as context, task.not_before, task.deadline, task.created_at,
@@ -9,7 +9,7 @@ select
   execution.status, execution.total_steps, execution.pending_steps, execution.in_progress_steps, execution.completed_steps,
   execution.failed_steps, execution.ready_steps, execution.waiting_for_retry_steps, execution.cancelled_steps,
   execution.execution_status, execution.recommended_action, execution.completion_percentage::float8, execution.health_status
-from task_execution_at($2, $1) as execution
+from task_execution_at($2::bigint[], $1) as execution
 cross join lateral (select t.* from task t where t.task_id = execution.task_id limit 1) task
 join namespace on namespace.namespace_id = task.namespace_id
 left join lateral (select e.ended_at from task_end e where e.task_id = execution.task_id limit 1) task_end on true
