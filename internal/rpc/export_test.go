@@ -1,0 +1,89 @@
+package rpc
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+// What the tests look at from inside.
+
+// CodeOf is the code of a reason in the table.
+func CodeOf(r pb.ErrorReason) (codes.Code, bool) {
+	v, ok := verdicts[r]
+	return v.code, ok
+}
+
+// ReasonOf is the contract's name of a reason.
+func ReasonOf(r task.Reason) pb.ErrorReason { return reasonOf(r) }
+
+// Status is an error as the status of a call.
+func Status(ctx context.Context, log *slog.Logger, err error) *status.Status {
+	return refuse(ctx, log, "/tasker.v1.TaskService/GetTask", err).status()
+}
+
+// Entry is an error as the status of an entry.
+func Entry(ctx context.Context, log *slog.Logger, err error) *pb.EntryStatus {
+	return refuse(ctx, log, "/tasker.v1.TaskService/GetTask", err).entry()
+}
+
+// Violations makes an error of many fields.
+func Violations(fields ...*pb.FieldViolation) error { return violations(fields) }
+
+// Check holds a message against the contract's rules.
+func Check(m proto.Message) error {
+	r, err := compileRules()
+	if err != nil {
+		return err
+	}
+	return r.check(m)
+}
+
+// Report decodes a report.
+func Report(req *pb.ReportStepResultRequest) (task.Report, error) { return report(req) }
+
+// ReadyStep makes a step's frame.
+func ReadyStep(r *task.ReadyStep) *pb.ReadyStep { return readyStep(r) }
+
+// RunTimeout reads handler_config.timeout.
+func RunTimeout(config string) (*time.Duration, error) { return runTimeout("handler_config", config) }
+
+// CheckContext holds a context against a schema.
+func CheckContext(schema, context string) error {
+	s, err := compileSchema("context_schema", schema)
+	if err != nil {
+		return err
+	}
+	return s.check("context", context)
+}
+
+// SubmitDigest is what a submit's idempotency key compares.
+func SubmitDigest(sub *pb.TaskSubmission) ([]byte, error) { return submitDigest(sub) }
+
+// Words of each enum that mirrors words of the database.
+func Words() map[string]map[string]bool {
+	return map[string]map[string]bool{
+		"TaskState": wordsOf(taskStates), "StepState": wordsOf(stepStates), "ExecutionStatus": wordsOf(executionStatuses),
+		"RecommendedAction": wordsOf(recommendedActions), "HealthStatus": wordsOf(healthStatuses), "ParkedReason": wordsOf(parkedReasons),
+		"DelaySource": wordsOf(delaySources), "DispatchOutcome": wordsOf(outcomes), "RevokeReason": wordsOf(revokeReasons),
+		"BlockerReason": wordsOf(blockerReasons),
+	}
+}
+
+func wordsOf[E enum](v vocabulary[E]) map[string]bool {
+	words := map[string]bool{}
+	for word := range v.values {
+		words[word] = true
+	}
+	return words
+}
+
+// MaxFrame is the limit of a frame.
+const MaxFrame = maxBatch
