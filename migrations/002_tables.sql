@@ -360,6 +360,12 @@ create table history (
   error_codes    text[]
 ) partition by range (recorded_at);
 comment on table history is 'Append-only: every dispatch, report, lost lease and operator act. One row may hold a whole batch as arrays of equal length. No verb reads it.';
+-- Arrays of a batch are a few kilobytes: compressing them costs more time than it saves log.
+alter table history
+  alter task_ids set storage external, alter step_nos set storage external, alter event_nos set storage external,
+  alter dispatches set storage external, alter epochs set storage external, alter session_ids set storage external,
+  alter attempts set storage external, alter failures set storage external, alter lost_leases set storage external,
+  alter next_retry_ats set storage external, alter base_delays set storage external, alter jitters set storage external;
 create table history_default partition of history default;
 
 create table partition_drop (
