@@ -1,0 +1,263 @@
+package history
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// runKey names one dispatch of one step.
+type runKey struct {
+	stepID   int64
+	dispatch int
+}
+
+// witness is what journals and history say of one dispatch.
+type witness struct {
+	tokens   []string // that workers received, as digests
+	sent     []string // outcomes that workers sent
+	acked    []string // outcomes that were acknowledged
+	lost     bool     // a report was answered LEASE_LOST
+	isKnown  bool     // the history has the dispatch
+	accepted string   // the outcome that the history accepted
+}
+
+type submitKey struct{ namespace, key string }
+
+// journals are what workers and clients saw.
+type journals struct {
+	runs       map[runKey]*witness
+	hasWorkers bool
+	hasClients bool
+
+	sent        map[submitKey]bool
+	keylessSent int
+	acked       map[int64]submitKey // tasks that submits were answered with
+	unkeyedAcks int                 // tasks among them whose submit bore no key
+	ackedFor    map[submitKey][]int64
+
+	submitted map[int64]bool // tasks that the history has
+	purged    map[int64]bool
+}
+
+// readJournals reads all files. A report names its lease by token: the frame that brought it tells which run that is.
+func (c *checker) readJournals(paths []string) error {
+	j := &c.journals
+	*j = journals{
+		runs: map[runKey]*witness{}, sent: map[submitKey]bool{}, acked: map[int64]submitKey{}, ackedFor: map[submitKey][]int64{},
+		submitted: map[int64]bool{}, purged: map[int64]bool{},
+	}
+	byToken := map[string]runKey{}
+	var reports []Entry
+	for _, path := range paths {
+		err := ReadJournal(path, func(e Entry) error {
+			switch e.Kind {
+			case FrameReceived:
+				key := runKey{e.StepID, e.Dispatch}
+				byToken[e.Token] = key
+				w := j.run(key)
+				if !slices.Contains(w.tokens, e.Token) {
+					w.tokens = append(w.tokens, e.Token)
+				}
+				c.r.Frames++
+				j.hasWorkers = true
+			case ReportSent, ReportAnswered:
+				reports = append(reports, e)
+				j.hasWorkers = true
+			case SubmitSent, SubmitAnswered:
+				j.submit(c, e)
+			default:
+				return fmt.Errorf("unknown kind %q", e.Kind)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for _, e := range reports {
+		key, known := byToken[e.Token]
+		if !known {
+			key = runKey{e.StepID, e.Dispatch}
+		}
+		j.report(c, key, e)
+	}
+	return nil
+}
+
+func (j *journals) run(key runKey) *witness {
+	w := j.runs[key]
+	if w == nil {
+		w = &witness{}
+		j.runs[key] = w
+	}
+	return w
+}
+
+func (j *journals) report(c *checker, key runKey, e Entry) {
+	w := j.run(key)
+	switch {
+	case e.Kind == ReportSent:
+		c.r.Reports++
+		w.sent = append(w.sent, e.Outcome)
+	case e.Reason == "":
+		c.r.AckedReports++
+		if e.AlreadyRecorded {
+			c.r.RepeatedReports++
+		}
+		w.acked = append(w.acked, e.Outcome)
+	case e.Reason == "LEASE_LOST":
+		w.lost = true
+	}
+}
+
+func (j *journals) submit(c *checker, e Entry) {
+	j.hasClients = true
+	key := submitKey{e.Namespace, e.Key}
+	if key.namespace == "" {
+		key.namespace = "default"
+	}
+	if e.Kind == SubmitSent {
+		if e.Key == "" {
+			j.keylessSent++
+		} else {
+			j.sent[key] = true
+		}
+		return
+	}
+	c.r.AckedSubmits++
+	if _, known := j.acked[e.TaskID]; !known && e.Key == "" {
+		j.unkeyedAcks++
+	}
+	j.acked[e.TaskID] = key
+	if e.Key != "" && !slices.Contains(j.ackedFor[key], e.TaskID) {
+		j.ackedFor[key] = append(j.ackedFor[key], e.TaskID)
+	}
+}
+
+// sawTask notes a task of the history.
+func (j *journals) sawTask(taskID int64, isSubmitted, isGone bool) {
+	if isSubmitted && j.hasClients {
+		j.submitted[taskID] = true
+	}
+	if isGone {
+		j.purged[taskID] = true
+	}
+}
+
+// sawStep notes the dispatches of a step and the reports accepted for it.
+func (j *journals) sawStep(stepID int64, m *stepModel) {
+	if !j.hasWorkers {
+		return
+	}
+	for i := range m.dispatched {
+		if w := j.runs[runKey{stepID, i + 1}]; w != nil {
+			w.isKnown = true
+		}
+	}
+	for _, a := range m.accepted {
+		j.run(runKey{stepID, a.dispatch}).accepted = a.outcome
+	}
+}
+
+func (c *checker) readKeys(ctx context.Context, tx pgx.Tx) error {
+	c.keys = map[submitKey]int64{}
+	if !c.journals.hasClients {
+		return nil
+	}
+	var (
+		key    submitKey
+		taskID int64
+	)
+	rows, _ := tx.Query(ctx, sqlText("submit_keys"))
+	_, err := pgx.ForEachRow(rows, []any{&key.namespace, &key.key, &taskID}, func() error {
+		c.keys[key] = taskID
+		return nil
+	})
+	return err
+}
+
+// checkJournals holds the journals against the history.
+func (c *checker) checkJournals() {
+	for key, w := range c.journals.runs {
+		taskID := key.stepID &^ (1<<14 - 1)
+		if c.journals.purged[taskID] || c.isDropped(taskID) || c.daysGone && !w.isKnown {
+			continue
+		}
+		c.checkRun(w, func(invariant, format string, args ...any) {
+			c.r.add(Violation{invariant, taskID, key.stepID, key.dispatch, fmt.Sprintf(format, args...)})
+		})
+	}
+	if c.journals.hasClients {
+		c.checkSubmits()
+	}
+}
+
+func (c *checker) checkRun(w *witness, violate func(invariant, format string, args ...any)) {
+	if len(w.tokens) > 1 {
+		violate("S3", "workers received it under %d different tokens", len(w.tokens))
+	}
+	if len(w.tokens) > 0 && !w.isKnown {
+		violate("S3", "a worker received it and the history does not have it")
+	}
+	for _, outcome := range w.acked {
+		if outcome != w.accepted {
+			violate("S8", "a worker's %s was acknowledged, the history has %s", outcome, orNothing(w.accepted))
+		}
+	}
+	if w.accepted == "" {
+		return
+	}
+	if !slices.Contains(w.sent, w.accepted) {
+		violate("S4", "the history accepted a %s that no worker sent (sent: %s)", w.accepted, orNothing(strings.Join(w.sent, ", ")))
+	}
+	if w.lost {
+		violate("S4", "its %s was accepted, and a report under its token answered LEASE_LOST", w.accepted)
+	}
+}
+
+func orNothing(s string) string {
+	if s == "" {
+		return "nothing"
+	}
+	return s
+}
+
+func (c *checker) checkSubmits() {
+	j := &c.journals
+	violate := func(invariant string, taskID int64, format string, args ...any) {
+		c.r.add(Violation{Invariant: invariant, TaskID: taskID, Message: fmt.Sprintf(format, args...)})
+	}
+	for _, id := range slices.Sorted(maps.Keys(j.acked)) {
+		if !j.submitted[id] && !j.purged[id] && !c.isDropped(id) && !c.daysGone {
+			violate("S7", id, "its submit was acknowledged, and there is no such task")
+		}
+	}
+	for key, ids := range j.ackedFor {
+		if len(ids) > 1 {
+			violate("S9", ids[0], "key %q of %s was answered with %d tasks: %d", key.key, key.namespace, len(ids), ids)
+		}
+		if stored, known := c.keys[key]; known && stored != ids[0] {
+			violate("S9", ids[0], "key %q of %s was answered with it and belongs to task %d", key.key, key.namespace, stored)
+		}
+	}
+	keyed := make(map[int64]submitKey, len(c.keys))
+	for key, id := range c.keys {
+		keyed[id] = key
+	}
+	var strays []int64
+	for id := range j.submitted {
+		if _, acked := j.acked[id]; !acked && !j.sent[keyed[id]] && !j.purged[id] {
+			strays = append(strays, id)
+		}
+	}
+	// A submit without a key whose answer was lost made one task or none, and nobody can tell which.
+	if unanswered := j.keylessSent - j.unkeyedAcks; len(strays) > max(unanswered, 0) {
+		slices.Sort(strays)
+		violate("S7", strays[0], "it and %d others were submitted by no client, %d submits without a key are unanswered", len(strays)-1, max(unanswered, 0))
+	}
+}
