@@ -109,15 +109,19 @@ func (e *Engine) Run(ctx context.Context) error {
 		g.Go(func() error { return e.notifyLoop(ctx) })
 	}
 	err := g.Wait()
-	e.stop()
-	e.mu.Lock()
-	for _, h := range e.hubs {
+	for _, h := range e.everyHub() {
 		h.shut()
 	}
-	e.mu.Unlock()
+	// What is under way is let finish: a commit is never cancelled. Only a database that does not answer is given up on.
+	patience := time.AfterFunc(shutPatience, e.stop)
 	e.workers.Wait()
+	patience.Stop()
+	e.stop()
 	return err
 }
+
+// shutPatience is how long the transactions under way may take when the engine ends.
+const shutPatience = 5 * time.Second
 
 // StopDispatch begins the drain: no new grants, no new streams; every stream is told to move.
 func (e *Engine) StopDispatch() {

@@ -141,7 +141,9 @@ func heldLease(r *task.ReadyStep) store.HeldLease {
 
 func (st *Stream) push(f Frame) {
 	st.mu.Lock()
-	if !st.over {
+	// A worker that does not read gets one heartbeat when it does, not all that it missed.
+	stale := f.Heartbeat && len(st.frames) > 0
+	if !st.over && !stale {
 		st.frames = append(st.frames, f)
 	}
 	st.mu.Unlock()
