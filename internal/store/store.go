@@ -59,7 +59,9 @@ func Open(ctx context.Context, config *pgxpool.Config, hotConns int32) (*Store, 
 	if err != nil {
 		return nil, fmt.Errorf("opening the hot pool: %w", err)
 	}
-	coldPool, err := pgxpool.NewWithConfig(ctx, config)
+	cold := config.Copy()
+	cold.ConnConfig.RuntimeParams["jit"] = "off" // compiling takes longer than any of the cold statements
+	coldPool, err := pgxpool.NewWithConfig(ctx, cold)
 	if err != nil {
 		hotPool.Close()
 		return nil, fmt.Errorf("opening the cold pool: %w", err)
