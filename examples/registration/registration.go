@@ -25,6 +25,15 @@ var TemplateYAML []byte
 //go:embed worker.py
 var WorkerPython []byte
 
+// Queries are what an operator asks of a task, with task_id in scope: which steps are in error, and how the failures spread.
+var Queries = []string{stepsInError, failuresByStep}
+
+//go:embed steps_in_error.sql
+var stepsInError string
+
+//go:embed failures_by_step.sql
+var failuresByStep string
+
 // The steps of the workflow, which are also the handlers that workers subscribe to.
 const (
 	CreateUserAccount       = "create_user_account"

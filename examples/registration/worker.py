@@ -10,6 +10,7 @@ lease tokens of the runs that nobody has taken from us.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -20,9 +21,9 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from datetime import datetime, timezone
 
 import grpc
-from google.protobuf.json_format import MessageToDict
 
 from tasker.v1 import worker_service_pb2 as pb
 from tasker.v1 import worker_service_pb2_grpc as rpc
@@ -43,23 +44,25 @@ SERVICES = {
 
 
 class Journal:
-    """What this worker saw and was told, one JSON object a line, on disk before it is acted on."""
+    """What this worker saw and was told, one JSON object a line, on disk before it is acted on.
+
+    A lease token is never written down; a digest stands for it.
+    """
 
     def __init__(self, path):
         self.file = open(path, "a", encoding="utf-8") if path else None
         self.lock = threading.Lock()
 
-    def write(self, event, **fields):
+    def write(self, kind, step, **fields):
         if self.file is None:
             return
+        token = hashlib.sha256(step.lease_token.encode()).hexdigest()[:24]
+        at = datetime.now(timezone.utc).isoformat()
+        entry = {"kind": kind, "at": at, "step_id": step.step_id, "dispatch": step.dispatch, "token": token, **fields}
         with self.lock:
-            self.file.write(json.dumps({"event": event, **fields}) + "\n")
+            self.file.write(json.dumps(entry) + "\n")
             self.file.flush()
             os.fsync(self.file.fileno())
-
-
-def plain(message):
-    return MessageToDict(message, preserving_proto_field_name=True)
 
 
 class Worker:
@@ -67,7 +70,6 @@ class Worker:
         self.stub, self.session, self.handlers, self.journal = stub, session, handlers, journal
         self.ours = set()
         self.stream = None
-        self.streams = 0
         self.heard = time.monotonic()
         self.stopping = False
 
@@ -89,13 +91,17 @@ class Worker:
             report.retryable_failure.failure.error_class = type(error).__name__
             report.retryable_failure.failure.message = str(error)
         report.run_duration.FromNanoseconds(int((time.monotonic() - began) * 1e9))
+        outcome = report.WhichOneof("outcome")
         if step.lease_token in self.ours:
-            self.journal.write("report_sent", report=plain(report))
+            self.journal.write("report", step, outcome=outcome)
         pause = 0.1
         while step.lease_token in self.ours:
             answer, code = self.ask(self.stub.ReportStepResult, report)
-            if answer is not None or code:
-                self.journal.write("report_answered", report=plain(report), code=code or "OK", answer=plain(answer) if answer else None)
+            if answer is not None:
+                self.journal.write("answer", step, outcome=outcome, already_recorded=answer.already_recorded)
+                break
+            if code:
+                self.journal.write("answer", step, outcome=outcome, reason=code)
                 break
             time.sleep(random.uniform(0, pause))
             pause = min(2 * pause, 5)
@@ -115,9 +121,9 @@ class Worker:
                     self.ours.discard(entry.lease_token)
 
     def take(self, frame):
-        self.journal.write("frame", stream=self.streams, frame=plain(frame))
         kind = frame.WhichOneof("frame")
         if kind == "step":
+            self.journal.write("frame", frame.step)
             self.ours.add(frame.step.lease_token)
             threading.Thread(target=self.run, args=[frame.step]).start()
         elif kind == "revoked":
@@ -132,7 +138,6 @@ class Worker:
         while not self.stopping:
             time.sleep(random.uniform(0, pause))
             pause = min(2 * pause, 30)
-            self.streams += 1
             self.heard = time.monotonic()
             self.stream = self.stub.ReadySteps(pb.ReadyStepsRequest(held_lease_tokens=list(self.ours), **self.session))
             try:

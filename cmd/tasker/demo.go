@@ -1,0 +1,289 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/taskerhq/tasker/examples/registration"
+)
+
+func init() { commands = append(commands, newDemo) }
+
+// demoMutantVar names the environment variable that plants a defect, to see the demo notice it.
+const demoMutantVar = "DEMO_MUTANT"
+
+// demoMutants are the defects, and what is broken by each.
+var demoMutants = map[string]string{
+	"ignore_retry_after": "the workers in Go leave Retry-After out of their reports",
+	"retry_refused":      "the workers in Go call refusals retryable",
+	"tamper_journal":     "a worker's journal says that a report ended otherwise than it did",
+	"forge_journal":      "a worker's journal holds a report that was acknowledged and never made",
+	"drop_journal":       "a worker's journal has lost what it was given and said of one step",
+	"lose_task":          "a client's journal holds a submit that was acknowledged and is nowhere",
+}
+
+// demoOptions is what the command line says.
+type demoOptions struct {
+	tasks   int
+	seed    uint64
+	python  string
+	keep    string
+	timeout time.Duration
+	mutant  string
+}
+
+func newDemo(c *cli) *cobra.Command {
+	var options demoOptions
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Run a workflow on failing services, and kill workers and the server in the middle",
+		Long: `Run a user registration against four HTTP services that are slow, ask for patience, refuse, break and hang.
+
+The demo starts the services, a server with a PostgreSQL of its own, and workers in Go and in Python, each a process of its own
+on a loopback address. It submits tasks, kills two workers and the server with SIGKILL, starts them again, and shows how
+ready the steps are until every task is complete or rightly in error. Then three records that were kept apart are held
+against each other: the workers' and the client's journals, the services' memory, and the history in the database.
+
+The workers in Python need python3 with the packages grpcio and grpcio-tools; "make demo" sees to that.
+
+Exit status: 0 every promise was kept, 1 one was not, or the demo could not be run. $` + demoMutantVar + ` plants a defect, which
+must be noticed: ` + mutantNames() + `.`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			options.mutant = c.getenv(demoMutantVar)
+			if _, known := demoMutants[options.mutant]; options.mutant != "" && !known {
+				return usageError("$%s=%s: must be one of %s", demoMutantVar, options.mutant, mutantNames())
+			}
+			if options.tasks < 1 || options.tasks > 5000 {
+				return usageError("--tasks %d: must be from 1 to 5000", options.tasks)
+			}
+			return runDemo(cmd.Context(), c, options)
+		},
+	}
+	cmd.Flags().IntVar(&options.tasks, "tasks", 240, "how many users to register")
+	cmd.Flags().Uint64Var(&options.seed, "seed", 1, "what the services do to whom is a function of this `NUMBER`")
+	cmd.Flags().StringVar(&options.python, "python", "", "the `PYTHON` that runs the workers in Python; default: .venv/bin/python, else python3")
+	cmd.Flags().StringVar(&options.keep, "keep", "", "put the database, journals and logs into this new `DIR` and leave them there")
+	cmd.Flags().DurationVar(&options.timeout, "timeout", 3*time.Minute, "give up after this `DURATION`")
+	cmd.AddCommand(newDemoWorker(c))
+	return cmd
+}
+
+func mutantNames() string { return strings.Join(slices.Sorted(maps.Keys(demoMutants)), ", ") }
+
+// errPromiseBroken is what the demo ends with when it could be run and something did not hold.
+var errPromiseBroken = errors.New("a promise was broken: see above")
+
+// demo is one run.
+type demo struct {
+	demoOptions
+	cli      *cli
+	printer  *printer
+	started  time.Time
+	dir      string
+	starter  *starter
+	services *registration.Services
+	server   *demoServer
+	workers  []*demoWorker
+	journals []string
+	client   *demoClient
+	stubs    string     // the folder of the Python stubs
+	board    *demoBoard // nil while nothing is shown
+}
+
+// runDemo is the story in order. Everything that it starts is ended when it returns.
+func runDemo(ctx context.Context, c *cli, options demoOptions) (err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, options.timeout, fmt.Errorf("not finished within %s", options.timeout))
+	defer cancel()
+	d := &demo{demoOptions: options, cli: c, printer: newPrinter(c, "table"), started: time.Now(), starter: newStarter()}
+	defer func() { err = errors.Join(err, d.close()) }()
+	if err := d.prepare(ctx); err != nil {
+		return err
+	}
+	err = d.run(ctx)
+	if err == nil || errors.Is(err, errPromiseBroken) {
+		return err
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		err = fmt.Errorf("%w (%w)", err, cause)
+	}
+	return fmt.Errorf("%w\n%s", err, d.lastWords())
+}
+
+// say tells what is going on.
+func (d *demo) say(format string, args ...any) {
+	if d.board != nil {
+		d.board.hide()
+	}
+	stamp := d.printer.paint(styleDim, fmt.Sprintf("%5.1fs", time.Since(d.started).Seconds()))
+	fmt.Fprintf(d.cli.stdout, "%s  %s\n", stamp, fmt.Sprintf(format, args...))
+}
+
+// prepare makes everything that the run needs before anything can go wrong on purpose.
+func (d *demo) prepare(ctx context.Context) error {
+	if err := d.makeDir(); err != nil {
+		return err
+	}
+	if d.mutant != "" {
+		d.say("a defect is planted: %s", demoMutants[d.mutant])
+	}
+	if err := d.preparePython(ctx); err != nil {
+		return err
+	}
+	var err error
+	if d.services, err = registration.Start(ctx, d.seed); err != nil {
+		return err
+	}
+	for _, step := range registration.Steps {
+		d.say("%-21s listens on %s", step.Service, d.services.URLs[step.Service])
+	}
+	return nil
+}
+
+// makeDir makes the folder for the database, the journals and the logs.
+func (d *demo) makeDir() error {
+	if d.keep != "" {
+		dir, err := filepath.Abs(d.keep)
+		if err != nil {
+			return fmt.Errorf("finding --keep: %w", err)
+		}
+		d.dir = dir
+		// An old database would bring old tasks.
+		if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // PostgreSQL may run as another user, who must get through.
+			return fmt.Errorf("making the folder of --keep, which must be new: %w", err)
+		}
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "tasker-demo-")
+	if err != nil {
+		return fmt.Errorf("making a folder: %w", err)
+	}
+	d.dir = dir
+	return os.Chmod(dir, 0o755) //nolint:gosec // PostgreSQL may run as another user, who must get through.
+}
+
+// run starts the workflow, breaks things, waits for the end, and judges.
+func (d *demo) run(ctx context.Context) error {
+	var err error
+	if d.server, err = d.startServer(ctx, "127.0.0.1:0"); err != nil {
+		return err
+	}
+	d.say("server %d is ready on %s, with a PostgreSQL of its own", d.server.pid(), d.server.address)
+	if d.client, err = d.newClient(); err != nil {
+		return err
+	}
+	if err := d.client.register(ctx); err != nil {
+		return err
+	}
+	for _, plan := range demoWorkers {
+		if _, err := d.startWorker(plan); err != nil {
+			return err
+		}
+	}
+	board := d.newBoard()
+	defer board.close()
+	if err := d.breakThings(ctx, board); err != nil {
+		return err
+	}
+	if err := board.await(ctx, "every task has ended", func(p demoProgress) bool { return p.ended == d.tasks }); err != nil {
+		return err
+	}
+	board.close()
+	if err := d.stopWorkers(ctx); err != nil {
+		return err
+	}
+	holds, err := d.judge(ctx)
+	if err != nil {
+		return err
+	}
+	if err := d.server.stop(ctx); err != nil {
+		return err
+	}
+	if !holds {
+		return errPromiseBroken
+	}
+	return nil
+}
+
+// breakThings submits the tasks and, as they get on, kills what works on them.
+func (d *demo) breakThings(ctx context.Context, board *demoBoard) error {
+	first := d.tasks * 6 / 10
+	d.say("submitting %d tasks", first)
+	if err := d.client.submit(ctx, 1, first); err != nil {
+		return err
+	}
+	settled := func(share float64) func(demoProgress) bool {
+		return func(p demoProgress) bool {
+			return float64(p.settledSteps) >= share*float64(first*len(registration.Steps))
+		}
+	}
+	for _, act := range []struct {
+		share float64
+		do    func(context.Context) error
+	}{
+		{0.15, func(context.Context) error { return d.replaceWorker("python-1") }},
+		{0.30, func(context.Context) error { return d.replaceWorker("go-1") }},
+		{0.45, func(ctx context.Context) error { return d.replaceServer(ctx, first+1, d.tasks) }},
+	} {
+		if err := board.await(ctx, fmt.Sprintf("%.0f %% of the steps have ended", act.share*100), settled(act.share)); err != nil {
+			return err
+		}
+		if err := act.do(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replaceServer kills the server, and its PostgreSQL with it, while a client is submitting, and starts another.
+func (d *demo) replaceServer(ctx context.Context, from, to int) error {
+	submitted := make(chan error, 1)
+	d.say("kill -9 server %d, and its PostgreSQL with it, while tasks are submitted", d.server.pid())
+	go func() { submitted <- d.client.submit(ctx, from, to) }()
+	d.server.kill()
+	next, err := d.startServer(ctx, d.server.address)
+	if err != nil {
+		return err
+	}
+	d.server = next
+	d.say("server %d has recovered the same database", d.server.pid())
+	if err := <-submitted; err != nil {
+		return err
+	}
+	d.say("the other %d tasks are submitted, each once, by their idempotency keys", to-from+1)
+	d.say("what an operator asks now:")
+	return d.askAll(ctx, "")
+}
+
+// close ends everything that still runs.
+func (d *demo) close() error {
+	for _, worker := range d.workers {
+		worker.kill()
+	}
+	if d.server != nil {
+		d.server.kill()
+	}
+	var errs []error
+	if d.client != nil {
+		errs = append(errs, d.client.close())
+	}
+	if d.services != nil {
+		errs = append(errs, d.services.Close())
+	}
+	d.starter.close()
+	if d.keep != "" {
+		d.say("database, journals and logs are in %s", d.dir)
+	} else if d.dir != "" {
+		errs = append(errs, os.RemoveAll(d.dir))
+	}
+	return errors.Join(errs...)
+}
