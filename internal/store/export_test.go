@@ -1,0 +1,27 @@
+package store
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// errUndo ends a Preview.
+var errUndo = errors.New("undone")
+
+// Preview runs queries and then a claim in one transaction, and undoes all of it: it shows what the claim would be granted.
+func (s *Store) Preview(ctx context.Context, namespaceID int32, claim *Claim, first *pgx.Batch) (grants []Grant, err error) {
+	err = s.inPipeline(ctx, func(p *pipeline) error {
+		grants = nil
+		s.queueClaim(first, namespaceID, claim, &grants)
+		if err := p.send(ctx, first); err != nil {
+			return err
+		}
+		return errUndo
+	})
+	if errors.Is(err, errUndo) {
+		err = nil
+	}
+	return grants, err
+}
