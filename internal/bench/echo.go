@@ -1,0 +1,95 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// ServeEmpty is a gRPC server that does nothing but answer: what a unary call costs before anything is done in it. It says
+// on out where it listens, and ends with ctx.
+func ServeEmpty(ctx context.Context, out io.Writer) error {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+	server := grpc.NewServer()
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	stop := context.AfterFunc(ctx, server.Stop)
+	defer stop()
+	fmt.Fprintln(out, "serving on", listener.Addr())
+	return server.Serve(listener)
+}
+
+// emptyCalls measures how many empty unary calls a second this machine makes and answers, with as many callers and
+// connections as a unary load has.
+func (w *world) emptyCalls(ctx context.Context) (perSecond float64, err error) {
+	conns, err := dial(w.echo.address, unaryConnections)
+	if err != nil {
+		return 0, err
+	}
+	defer hangUp(conns)
+	open, closeWindow := context.WithCancel(ctx)
+	defer closeWindow()
+	var calls atomic.Int64
+	var group errgroup.Group
+	for i := range unarySubmitters + unaryReporters {
+		client := healthpb.NewHealthClient(conns[i%len(conns)])
+		group.Go(func() error {
+			for open.Err() == nil {
+				if _, err := client.Check(ctx, &healthpb.HealthCheckRequest{}); err != nil {
+					return fmt.Errorf("calling the empty server: %w", err)
+				}
+				calls.Add(1)
+			}
+			return nil
+		})
+	}
+	before, begun := int64(0), time.Now()
+	for _, wait := range []time.Duration{w.callWindow / 4, w.callWindow} {
+		before, begun = calls.Load(), time.Now()
+		pause(ctx, wait)
+	}
+	perSecond = float64(calls.Load()-before) / time.Since(begun).Seconds()
+	closeWindow()
+	return perSecond, group.Wait()
+}
+
+// roundTrip times single empty calls, one after another.
+func (w *world) roundTrip(ctx context.Context) (*latencies, error) {
+	conns, err := dial(w.echo.address, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer hangUp(conns)
+	client := healthpb.NewHealthClient(conns[0])
+	times := newLatencies()
+	for i := range w.probes + w.probes/10 {
+		begun := time.Now()
+		if _, err := client.Check(ctx, &healthpb.HealthCheckRequest{}); err != nil {
+			return nil, fmt.Errorf("calling the empty server: %w", err)
+		}
+		if i >= w.probes/10 { // the first ones make the connection
+			times.record(time.Since(begun))
+		}
+	}
+	return times, nil
+}
+
+// pause waits, as long as ctx lets it.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
