@@ -133,7 +133,6 @@ select ev(28, 'concluded', (3 << 14) + 1, 9, dispatch => 3, epoch => 2, session 
 select task_ev(28, 'task_ended', 3 << 14, 'complete');
 select fl(21, (3 << 14) + 1, 1, 'retryable_failure', 1, 1, 0, 2, 1, source => 'retry_after', base => 1, jitter => 0, next => 22);
 select fl(23, (3 << 14) + 1, 2, 'retryable_failure', 2, 2, 0, 4, 1);
-select fl(27, (3 << 14) + 1, 3, 'lost_lease', 0, 0, 1, 8, 2, epoch => 2, code => 'LEASE_EXPIRED');
 insert into step_end (task_id, step_no, state, attempts, failures, dispatches, lost_leases, epoch, event_no, session_id, token, ended_at)
 values (3 << 14, 1, 'complete', 1, 0, 3, 1, 2, 9, 2, gen_random_uuid(), at(28));
 insert into task_end values (3 << 14, 'complete', at(28));
