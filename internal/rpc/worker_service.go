@@ -146,9 +146,12 @@ func (s *workerService) PollReadySteps(ctx context.Context, req *pb.PollReadySte
 	}, nil
 }
 
+// pollLeast is the time a poll that does not want to wait needs to be given what is there.
+const pollLeast = 100 * time.Millisecond
+
 // pollWait is how long a poll waits: as long as it wants to, but not past its own deadline, which would lose what it got.
 func pollWait(ctx context.Context, wanted *durationpb.Duration) time.Duration {
-	wait := wanted.AsDuration()
+	wait := max(wanted.AsDuration(), pollLeast)
 	if deadline, ok := ctx.Deadline(); ok {
 		wait = min(wait, time.Until(deadline)*9/10)
 	}
