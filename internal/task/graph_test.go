@@ -74,15 +74,18 @@ func TestCheckGraphRefuses(t *testing.T) {
 		},
 		"one name twice": {
 			[]task.NamedStep{step("a"), step("b"), step("a")},
-			task.DuplicateStep, "steps[2].name", map[string]string{"step": "a"},
+			task.DuplicateStep, "steps[2].name",
+			map[string]string{"step": "a"},
 		},
 		"unknown parent": {
 			[]task.NamedStep{step("charge"), step("notify", "charge", "chrage")},
-			task.UnknownDependency, "steps[1].depends_on[1]", map[string]string{"step": "notify", "dependency": "chrage"},
+			task.UnknownDependency, "steps[1].depends_on[1]",
+			map[string]string{"step": "notify", "dependency": "chrage"},
 		},
 		"a long name is cut between characters": {
 			[]task.NamedStep{step("a", long)},
-			task.UnknownDependency, "steps[0].depends_on[0]", map[string]string{"step": "a", "dependency": strings.Repeat("é", 126) + "…"},
+			task.UnknownDependency, "steps[0].depends_on[0]",
+			map[string]string{"step": "a", "dependency": strings.Repeat("é", 126) + "…"},
 		},
 		"parent named twice": {
 			[]task.NamedStep{step("a"), step("b", "a", "a")},
@@ -90,15 +93,18 @@ func TestCheckGraphRefuses(t *testing.T) {
 		},
 		"itself": {
 			[]task.NamedStep{step("a"), step("b", "a", "b")},
-			task.DAGCycle, "steps[1].depends_on[1]", map[string]string{"path": "b -> b"},
+			task.DAGCycle, "steps[1].depends_on[1]",
+			map[string]string{"path": "b -> b"},
 		},
 		"two": {
 			[]task.NamedStep{step("charge", "notify"), step("notify", "charge")},
-			task.DAGCycle, "steps[1].depends_on[0]", map[string]string{"path": "charge -> notify -> charge"},
+			task.DAGCycle, "steps[1].depends_on[0]",
+			map[string]string{"path": "charge -> notify -> charge"},
 		},
 		"a circle behind a tail, before a head": {
 			[]task.NamedStep{step("out", "c"), step("root"), step("c", "b"), step("a", "root", "c"), step("b", "a")},
-			task.DAGCycle, "steps[3].depends_on[1]", map[string]string{"path": "c -> a -> b -> c"},
+			task.DAGCycle, "steps[3].depends_on[1]",
+			map[string]string{"path": "c -> a -> b -> c"},
 		},
 		"a long circle": {
 			append(chain(99)[1:], step("s0", "s98")),

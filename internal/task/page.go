@@ -40,9 +40,9 @@ func EncodePage(f PageFilter, key ...any) string {
 	for _, part := range key {
 		switch part := part.(type) {
 		case int64:
-			b = binary.BigEndian.AppendUint64(append(b, pageInt), uint64(part))
+			b = binary.BigEndian.AppendUint64(append(b, pageInt), uint64(part)) //nolint:gosec // its bits come back as they are
 		case string:
-			b = binary.BigEndian.AppendUint32(append(b, pageText), uint32(len(part)))
+			b = binary.BigEndian.AppendUint32(append(b, pageText), uint32(len(part))) //nolint:gosec // far below 4 GiB
 			b = append(b, part...)
 		default:
 			panic(fmt.Sprintf("task: a page key cannot hold a %T", part))
@@ -75,7 +75,7 @@ func decodePage(token string, f PageFilter, key []any) bool {
 			if len(b) < 1+8 || b[0] != pageInt {
 				return false
 			}
-			*part, b = int64(binary.BigEndian.Uint64(b[1:])), b[1+8:]
+			*part, b = int64(binary.BigEndian.Uint64(b[1:])), b[1+8:] //nolint:gosec // its bits come back as they are
 		case *string:
 			if len(b) < 1+4 || b[0] != pageText {
 				return false

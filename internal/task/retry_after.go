@@ -84,8 +84,9 @@ func nearestCentury(at, now time.Time) time.Time {
 	}
 	year := now.Year() - now.Year()%100 + at.Year()%100
 	latest := now.AddDate(50, 0, 0)
-	// The century after now's counts too: in 2090, "05" is 2105.
-	for year += 100; in(year).After(latest); year -= 100 {
+	year += 100 // the century after now's counts too: in 2090, "05" is 2105
+	for in(year).After(latest) {
+		year -= 100
 	}
 	return in(year)
 }

@@ -44,6 +44,7 @@ func (p *preparer) addf(node *yaml.Node, format string, args ...any) {
 	p.faults = append(p.faults, &fault{p.path, p.lines[node.Line-1], fmt.Sprintf(format, args...), node.Line, node.Column})
 }
 
+// Unmarshal prepares the whole file when it is called with the first message, the template itself.
 func (p *preparer) Unmarshal(node *yaml.Node, m proto.Message) (bool, error) {
 	if t, ok := m.(*pb.Template); ok {
 		if !p.expand(node, 0) {

@@ -143,6 +143,7 @@ type checker struct {
 	name, fallback string
 }
 
+// Validate gives the template its name and checks it by the contract's rules, then as a whole.
 func (c *checker) Validate(m proto.Message) error {
 	t, ok := m.(*pb.Template)
 	if !ok {
