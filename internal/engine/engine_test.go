@@ -16,11 +16,17 @@ import (
 
 func newEngine(t *testing.T, db *pgtest.DB) *engine.Engine {
 	t.Helper()
+	return startEngine(t, db, func(ctx context.Context) (*pgx.Conn, error) { return pgx.Connect(ctx, db.ConnString()) })
+}
+
+// startEngine runs an engine until the test's end. listen may be nil.
+func startEngine(t *testing.T, db *pgtest.DB, listen func(context.Context) (*pgx.Conn, error)) *engine.Engine {
+	t.Helper()
 	st, err := store.Open(t.Context(), db.Pool.Config(), 8)
 	if err != nil {
 		t.Fatal(err)
 	}
-	conf := engine.Config{Listen: func(ctx context.Context) (*pgx.Conn, error) { return pgx.Connect(ctx, db.ConnString()) }}
+	conf := engine.Config{Listen: listen}
 	_, _ = rand.Read(conf.ReplicaID[:])
 	e := engine.New(st, conf)
 	ctx, stop := context.WithCancel(context.Background())

@@ -301,6 +301,53 @@ func TestDueRetriesOfOtherServersAreDispatchedWhenTheyAreDue(t *testing.T) {
 	}
 }
 
+func TestServersThatCannotListenAreSlowerAndNotStuck(t *testing.T) {
+	db := pgtest.New(t)
+	here, there := startEngine(t, db, nil), startEngine(t, db, nil)
+	st := openAs(t, here, registration("w", "1", 1, "a", "b"))
+	// The handler's lanes do not exist yet when the stream opens.
+	start := time.Now()
+	submit(t, there, spec("a"), spec("b", 1))
+	step := nextStep(t, st)
+	if took := time.Since(start); took > 5*time.Second {
+		t.Fatalf("a step of another server's submit came after %v", took)
+	}
+	// Its capacity is freed on the other server, and its child woken there.
+	start = time.Now()
+	succeed(t, there, step, `{}`)
+	if step = nextStep(t, st); step.StepName != "b" {
+		t.Fatalf("got %s, want b", step.StepName)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Fatalf("a step that was woken on another server came after %v", took)
+	}
+}
+
+func TestADeadListenConnectionIsReplaced(t *testing.T) {
+	db := pgtest.New(t)
+	here, there := newEngine(t, db), newEngine(t, db)
+	st := openAs(t, here, registration("w", "1", 5, "a"))
+	waitFor(t, func() bool { return here.Stats().Listening && there.Stats().Listening })
+	if _, err := db.Pool.Exec(t.Context(), `
+		select pg_terminate_backend(pid) from pg_stat_activity
+		where datname = current_database() and pid <> pg_backend_pid()`); err != nil {
+		t.Fatal(err)
+	}
+	// Pools and side connections come back by themselves; a submit that met a dead connection is sent again.
+	var id task.ID
+	waitFor(t, func() bool {
+		answers, err := there.Submit(t.Context(), []*task.Submission{{Name: "t", Context: `{}`, Steps: []task.StepSpec{spec("a")}, IdempotencyKey: "k", Digest: []byte{1}}}, false)
+		if err == nil {
+			id = answers[0].TaskID
+		}
+		return err == nil
+	})
+	if got := nextStep(t, st); got.Task != id {
+		t.Fatalf("got a step of task %v, want %v", got.Task, id)
+	}
+	waitFor(t, func() bool { return here.Stats().Listening && there.Stats().Listening })
+}
+
 // waitFor waits until a condition holds.
 func waitFor(t *testing.T, holds func() bool) {
 	t.Helper()
