@@ -18,6 +18,9 @@ import (
 	"github.com/taskerhq/tasker/server"
 )
 
+// quiet is the log of what a test does not look at.
+var quiet = slog.New(slog.DiscardHandler)
+
 func TestMain(m *testing.M) { pgtest.Main(m) }
 
 // running is a server in this process, on a real database and a real socket.

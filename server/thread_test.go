@@ -28,6 +28,7 @@ type worker struct {
 	t      *testing.T
 	s      *running
 	stream grpc.ServerStreamingClient[pb.ReadyStepsResponse]
+	cancel context.CancelFunc
 	opened *pb.SessionOpened
 }
 
@@ -42,11 +43,13 @@ func (s *running) worker(t *testing.T, id string, inFlight int32, handlers ...st
 
 func (s *running) open(t *testing.T, req *pb.ReadyStepsRequest) *worker {
 	t.Helper()
-	stream, err := s.workers.ReadySteps(within(t), req)
+	ctx, cancel := context.WithCancel(within(t))
+	stream, err := s.workers.ReadySteps(ctx, req)
 	if err != nil {
+		cancel()
 		t.Fatalf("opening a stream: %v", err)
 	}
-	w := &worker{t: t, s: s, stream: stream}
+	w := &worker{t: t, s: s, stream: stream, cancel: cancel}
 	if w.opened = w.frame().GetOpened(); w.opened == nil {
 		t.Fatal("the first frame is not opened")
 	}
