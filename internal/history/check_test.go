@@ -130,8 +130,9 @@ func TestViolations(t *testing.T) {
 		},
 		{
 			"a late report accepted after the reset",
-			`update history set event_nos = '{9}' where ` + event(task3+"+1", 5) + `; update history set event_nos = '{5}' where ` + event(task3+"+1", 9) + ` and kind = 'concluded'`,
-			"S4: step 49153, dispatch 3: a success was accepted while the step was parked",
+			`select ev(82, 'retried', ` + task7 + ` + 1, 4, epoch => 2, attempts => 0, failures => 0, lost => 0, state => 'ready');
+			 select ev(83, 'concluded', ` + task7 + ` + 1, 5, session => 2, epoch => 2, outcome => 'success', attempts => 1, failures => 0, lost => 0)`,
+			"S4: step 114689, dispatch 1: a success was accepted while the step was ready with dispatch 1 of session 2",
 		},
 		{
 			"resolved although it is complete",
