@@ -87,3 +87,6 @@ func wordsOf[E enum](v vocabulary[E]) map[string]bool {
 
 // MaxFrame is the limit of a frame.
 const MaxFrame = maxBatch
+
+// CallerOf is who made the call.
+func CallerOf(ctx context.Context) Caller { return caller(ctx) }
