@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -137,6 +138,9 @@ type person struct {
 	env map[string]string
 }
 
+// people counts them, so that no two have one namespace.
+var people atomic.Int32
+
 var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
 
 // newPerson is somebody with a namespace of their own on the shared server.
@@ -152,7 +156,8 @@ func newPerson(t *testing.T) *person {
 func personAt(t *testing.T, address string) *person {
 	t.Helper()
 	name := notInNames.ReplaceAllString(strings.ToLower(t.Name()), "-")
-	return &person{t: t, env: map[string]string{"TASKER_ADDRESS": address, "TASKER_NAMESPACE": name[:min(len(name), 63)]}}
+	namespace := fmt.Sprintf("%s-%d", name[:min(len(name), 50)], people.Add(1))
+	return &person{t: t, env: map[string]string{"TASKER_ADDRESS": address, "TASKER_NAMESPACE": namespace}}
 }
 
 // try runs a command and returns what it said and its exit status.
