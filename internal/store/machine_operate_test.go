@@ -237,7 +237,8 @@ func (x *machine) bulkRetry(t *rapid.T) {
 	same(x, "bulk retry: steps", n, len(steps))
 	same(x, "bulk retry: more", more, false)
 	for i, s := range steps {
-		x.m.retry(s, r.Spread*time.Duration(i)/time.Duration(len(steps)))
+		wait := r.Spread * time.Duration(i) / time.Duration(len(steps))
+		x.m.retry(s, wait.Truncate(time.Microsecond))
 	}
 	x.heed(change)
 }

@@ -1,0 +1,196 @@
+package store_test
+
+import (
+	"context"
+	"flag"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/taskerhq/tasker/internal/store"
+	"github.com/taskerhq/tasker/internal/task"
+)
+
+var crossingFor = flag.Duration("crossing.for", 8*time.Second, "how long batches of every verb cross")
+
+// TestCrossingBatchesOfEveryVerbMeetNoDeadlock lets four servers, each with several connections, do every verb to the same
+// few tasks at once, in batches whose entries come in any order. All of them take their locks in one order, so no two wait
+// for each other; and whatever they did, the tables are sound afterwards.
+func TestCrossingBatchesOfEveryVerbMeetNoDeadlock(t *testing.T) {
+	c := newCrowd(t, 4, 4)
+	x := &crossing{crowd: c}
+	ctx, stop := context.WithTimeout(t.Context(), *crossingFor)
+	defer stop()
+	var all sync.WaitGroup
+	for _, s := range c.servers {
+		for _, verb := range []func(*store.Store){x.work, x.work, x.operate, x.sweep} {
+			all.Go(func() {
+				for ctx.Err() == nil && !t.Failed() {
+					verb(s)
+				}
+			})
+		}
+	}
+	all.Wait()
+	for _, id := range x.tasks {
+		_, err := c.servers[0].Settle(t.Context(), id)
+		c.ok(err)
+	}
+	c.sound()
+	c.noDeadlocks()
+	t.Logf("reached crossing_batches=%d", x.batches.Load())
+	if x.batches.Load() < 100 {
+		t.Errorf("only %d batches crossed", x.batches.Load())
+	}
+}
+
+type crossing struct {
+	*crowd
+	batches atomic.Int64
+
+	mu     sync.Mutex
+	tasks  []task.ID
+	tokens []task.Token // of the last claims, live or not
+}
+
+// recent are the tasks that the verbs meet on.
+func (x *crossing) recent(n int) []task.ID {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return shuffled(x.tasks[max(len(x.tasks)-n, 0):])
+}
+
+func (x *crossing) held(n int) []task.Token {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	some := shuffled(x.tokens)
+	return some[:min(n, len(some))]
+}
+
+func (x *crossing) took(tokens []task.Token) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.tokens = append(x.tokens, tokens...)
+	x.tokens = x.tokens[max(len(x.tokens)-60, 0):]
+}
+
+// work submits, claims, reports, beats and hands back.
+func (x *crossing) work(s *store.Store) {
+	x.batches.Add(1)
+	switch rand.IntN(6) {
+	case 0:
+		wide := []task.StepSpec{step(), step(), step(), step(), step(1, 2, 3, 4), step(2, 3), step(1, 4), step(5, 6, 7)}
+		ids := x.submit(wide, slices.Clone(wide))
+		x.mu.Lock()
+		x.tasks = append(x.tasks, ids...)
+		x.mu.Unlock()
+	case 1:
+		x.took(x.claim(s, 1+rand.IntN(20)))
+	case 2:
+		var beats []store.Beat
+		for _, token := range x.held(20) {
+			beats = append(beats, store.Beat{Token: token, Checkpoint: `{"at":1}`})
+		}
+		_, err := s.Heartbeat(x.Context(), x.ns, beats)
+		x.refusal(err)
+	case 3:
+		var leases []store.HeldLease
+		for _, token := range x.held(10) {
+			leases = append(leases, store.HeldLease{Step: token.Step, Nonce: token.Nonce})
+		}
+		outcome := []task.Outcome{task.Released, task.Undelivered, task.LostLease}[rand.IntN(3)]
+		_, change, err := s.GiveBack(x.Context(), x.ns, leases, outcome)
+		x.refusal(err)
+		x.settle(s, change)
+	default:
+		x.report(s)
+	}
+}
+
+// report records outcomes and claims in the same transaction; what came late is recorded beside it.
+func (x *crossing) report(s *store.Store) {
+	zero := time.Duration(0)
+	var reports []task.Report
+	for _, token := range x.held(1 + rand.IntN(30)) {
+		r := outcomeOf(token, []task.Outcome{task.Success, task.Success, task.RetryableFailure, task.PermanentFailure}[rand.IntN(4)])
+		if r.Outcome == task.RetryableFailure {
+			r.Hint = task.Hint{Source: task.FromRetryAfter, After: &zero}
+		}
+		reports = append(reports, r)
+	}
+	f, err := s.Flush(x.Context(), x.ns, reports, x.claimOf(rand.IntN(10)+1))
+	if err != nil {
+		x.refusal(err)
+		return
+	}
+	x.took(tokensOf(f.Grants))
+	x.settle(s, f.Change)
+	for i, a := range f.Answers {
+		if a.Late {
+			_, change, err := s.ReportLate(x.Context(), &reports[i])
+			x.refusal(err)
+			x.settle(s, change)
+		}
+	}
+}
+
+// operate does what operators do.
+func (x *crossing) operate(s *store.Store) {
+	tasks := x.recent(6)
+	if len(tasks) == 0 {
+		x.work(s)
+		return
+	}
+	x.batches.Add(1)
+	id := tasks[0]
+	step := id.Step(1 + rand.IntN(8))
+	var (
+		change store.Change
+		err    error
+	)
+	switch n := rand.IntN(20); {
+	case n == 0:
+		_, change, err = s.CancelTask(x.Context(), id, act)
+	case n == 1:
+		change, err = s.PurgeTask(x.Context(), tasks[len(tasks)-1], act)
+	case n < 5:
+		_, _, _, change, err = s.BulkRetrySteps(x.Context(), x.ns, task.BulkRetry{Tasks: tasks, ParkedOnly: n == 2}, store.StepKey{})
+	case n < 12:
+		_, change, err = s.RetryStep(x.Context(), step, act)
+	case n < 16:
+		_, change, err = s.ResolveStep(x.Context(), step, act)
+	default:
+		_, change, err = s.CompleteStep(x.Context(), step, "{}", act)
+	}
+	x.refusal(err)
+	x.settle(s, change)
+}
+
+// sweep does what every server does by itself.
+func (x *crossing) sweep(s *store.Store) {
+	x.batches.Add(1)
+	switch rand.IntN(3) {
+	case 0:
+		t, err := s.Tick(x.Context(), true)
+		x.refusal(err)
+		for _, id := range t.Unsettled {
+			x.settle(s, store.Change{Settle: []task.ID{id}})
+		}
+	case 1:
+		// Leases run out at random. The test waits for no lock itself: its order would be any.
+		x.execute(`update lease set until = now(), confirmed_at = coalesce(confirmed_at, now())
+			where ctid = any (array(select ctid from lease where random() < 0.05 for update skip locked))`)
+		leases, err := s.ExpiredLeases(x.Context(), 100)
+		x.refusal(err)
+		_, change, err := s.Expire(x.Context(), x.ns, shuffled(leases))
+		x.refusal(err)
+		x.settle(s, change)
+	default:
+		for _, id := range x.recent(4) {
+			x.settle(s, store.Change{Settle: []task.ID{id}})
+		}
+	}
+}
