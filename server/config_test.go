@@ -59,11 +59,31 @@ func TestEveryFlagHasItsVariable(t *testing.T) {
 	for _, want := range []struct {
 		flag, value string
 	}{
-		{"listen", "127.0.0.1:1"}, {"insecure", "true"}, {"tls-cert", "c"}, {"tls-key", "k"}, {"tls-client-ca", "a"}, {"reflection", "false"},
-		{"database-url", "postgres://x"}, {"auto-migrate", "true"}, {"database-connections", "3"}, {"database-hot-connections", "4"},
-		{"notify", "false"}, {"data-dir", "/d"}, {"postgres-bin-dir", "/b"}, {"embedded-download", "true"}, {"shard", "7"}, {"retention", "1h0m0s"},
-		{"partition-interval", "1h0m0s"}, {"call-timeout", "10s"}, {"shutdown-timeout", "10s"}, {"connection-age", "5m0s"}, {"max-waiting", "5"},
-		{"max-streams", "6"}, {"log-level", "debug"}, {"log-format", "json"}, {"metrics-listen", "127.0.0.1:2"},
+		{"listen", "127.0.0.1:1"},
+		{"insecure", "true"},
+		{"tls-cert", "c"},
+		{"tls-key", "k"},
+		{"tls-client-ca", "a"},
+		{"reflection", "false"},
+		{"database-url", "postgres://x"},
+		{"auto-migrate", "true"},
+		{"database-connections", "3"},
+		{"database-hot-connections", "4"},
+		{"notify", "false"},
+		{"data-dir", "/d"},
+		{"postgres-bin-dir", "/b"},
+		{"embedded-download", "true"},
+		{"shard", "7"},
+		{"retention", "1h0m0s"},
+		{"partition-interval", "1h0m0s"},
+		{"call-timeout", "10s"},
+		{"shutdown-timeout", "10s"},
+		{"connection-age", "5m0s"},
+		{"max-waiting", "5"},
+		{"max-streams", "6"},
+		{"log-level", "debug"},
+		{"log-format", "json"},
+		{"metrics-listen", "127.0.0.1:2"},
 	} {
 		variable := "TASKER_" + strings.ToUpper(strings.ReplaceAll(want.flag, "-", "_"))
 		if !strings.Contains(server.Help(), "--"+want.flag+" ") || !strings.Contains(server.Help(), "[$"+variable+"]") {

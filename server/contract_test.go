@@ -702,7 +702,9 @@ func TestTemplatesArePinnedAndVersioned(t *testing.T) {
 		version string
 		already bool
 	}{
-		{same, "0.1.0", false}, {same, "0.1.0", true}, {func(t *pb.Template) { t.Description = "more" }, "0.1.1", false},
+		{same, "0.1.0", false},
+		{same, "0.1.0", true},
+		{func(t *pb.Template) { t.Description = "more" }, "0.1.1", false},
 		{func(t *pb.Template) { t.Version, t.Description = proto.String("0.10.0"), "x" }, "0.10.0", false},
 		{func(t *pb.Template) { t.Version, t.Description = proto.String("0.9.0"), "y" }, "0.9.0", false},
 	} {

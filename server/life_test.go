@@ -72,7 +72,8 @@ func TestAStopMovesTheWorkersFirst(t *testing.T) {
 	stopped := make(chan error, 1)
 	begun := time.Now()
 	go func() { stopped <- s.stop() }()
-	for w.frame().GetDraining() == nil {
+	for f := w.frame(); f.GetDraining() == nil; {
+		f = w.frame()
 	}
 	if err := health(within(t), s.conn, "", notServing); err != nil {
 		t.Errorf("while stopping: %v", err)

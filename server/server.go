@@ -110,7 +110,6 @@ func (p *process) limits() []grpc.ServerOption {
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.ReadBufferSize(readBuffer),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			// A connection that is too old takes no new calls, and ends with its last one. Streams are asked to move when they
 			// are as old, so that none is ever cut.
@@ -204,6 +203,7 @@ func (p *process) stop(ctx context.Context) {
 func (p *process) awaitStreams(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, p.moveTime())
 	defer cancel()
-	for p.engine.Stats().Streams > 0 && sleep(ctx, 20*time.Millisecond) {
+	for waiting := true; waiting && p.engine.Stats().Streams > 0; {
+		waiting = sleep(ctx, 20*time.Millisecond)
 	}
 }

@@ -85,8 +85,10 @@ type identified struct {
 	ctx    context.Context //nolint:containedctx // it is how gRPC hands a stream's context on
 }
 
+// Context is the call's, with the caller in it once the first message has come.
 func (s *identified) Context() context.Context { return s.ctx }
 
+// RecvMsg receives a message and finds out who sent it.
 func (s *identified) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err

@@ -15,6 +15,7 @@ func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protocodec.Name
 
 type codec struct{ encoding.CodecV2 }
 
+// Unmarshal reads a message, or marks it as unreadable.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	err := c.CodecV2.Unmarshal(data, v)
 	m, ok := v.(proto.Message)

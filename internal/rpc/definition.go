@@ -107,13 +107,13 @@ func setBackoff(p *task.Policy, b *pb.BackoffPolicy) {
 	if b == nil {
 		return
 	}
-	if b.Initial != nil {
+	if b.GetInitial() != nil {
 		p.Initial = span(b.GetInitial())
 	}
 	if b.Multiplier != nil {
 		p.Multiplier = proto.Float64(b.GetMultiplier())
 	}
-	if b.Max != nil {
+	if b.GetMax() != nil {
 		p.Max = span(b.GetMax())
 	}
 	if b.Jitter != nil {
@@ -130,22 +130,22 @@ func override(spec *task.StepSpec, o *pb.StepOverride) {
 	if o.Retryable != nil {
 		spec.Retryable = o.GetRetryable()
 	}
-	if o.MaxRetryAfter != nil {
+	if o.GetMaxRetryAfter() != nil {
 		spec.MaxRetryAfter = span(o.GetMaxRetryAfter())
 	}
-	if o.Lease != nil {
+	if o.GetLease() != nil {
 		spec.Lease = span(o.GetLease())
 	}
 	if o.MaxLostLeases != nil {
 		spec.MaxLostLeases = int(o.GetMaxLostLeases())
 	}
-	if o.MaxElapsed != nil {
+	if o.GetMaxElapsed() != nil {
 		spec.MaxElapsed = span(o.GetMaxElapsed())
 	}
 	if o.Priority != nil {
 		spec.Priority = int(o.GetPriority())
 	}
-	if o.NonRetryableCodes != nil {
+	if o.GetNonRetryableCodes() != nil {
 		spec.NonRetryable = o.GetNonRetryableCodes().GetCodes()
 	}
 }

@@ -246,7 +246,7 @@ func (r refusal) status() *status.Status {
 // entry is the refusal of one entry of a batch.
 func (r refusal) entry() *pb.EntryStatus {
 	e := &pb.EntryStatus{
-		Code: int32(r.code), Reason: r.reason, Message: clip(r.message, maxMessage), Metadata: clipped(r.metadata),
+		Code: count(int(r.code)), Reason: r.reason, Message: clip(r.message, maxMessage), Metadata: clipped(r.metadata),
 		FieldViolations: r.fields.fitting(),
 	}
 	if r.retryIn > 0 {

@@ -149,12 +149,13 @@ func (s *Services) statusStream(srv any, stream grpc.ServerStream, info *grpc.St
 	return s.told(stream.Context(), info.FullMethod, handler(srv, stream))
 }
 
-// told is an error as the status it becomes. gRPC's own statuses, such as an unknown method's, are left as they are.
+// told is an error as the status it becomes. gRPC's own statuses, such as an unknown method's, are left as they are; a wrapped
+// one is not meant for the caller.
 func (s *Services) told(ctx context.Context, method string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if st, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // a wrapped one is not meant for the caller
+	if st, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return st.GRPCStatus().Err()
 	}
 	return refuse(ctx, s.log, method, err).status().Err()
@@ -233,6 +234,7 @@ type checked struct {
 	rules *rules
 }
 
+// RecvMsg receives a message and checks it.
 func (s *checked) RecvMsg(m any) error {
 	if err := s.ServerStream.RecvMsg(m); err != nil {
 		return err

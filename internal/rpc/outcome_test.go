@@ -39,7 +39,7 @@ func decoded(t *testing.T, req *pb.ReportStepResultRequest) task.Report {
 
 // The same outcome has one digest, however it is written and however long the run took; another outcome has another.
 func TestTheDigestIsOfTheOutcome(t *testing.T) {
-	same := func(f *pb.StepRetryableFailure) {}
+	same := func(*pb.StepRetryableFailure) {}
 	timed := succeeds("{}")
 	timed.RunDuration = durationpb.New(time.Second)
 	if a, b, c := decoded(t, succeeds("")), decoded(t, succeeds("{}")), decoded(t, timed); a.Digest != b.Digest || b.Digest != c.Digest {
@@ -143,7 +143,7 @@ func TestReportsThatAreRefused(t *testing.T) {
 		field  string
 	}{
 		"no outcome":       {&pb.ReportStepResultRequest{LeaseToken: lease.String()}, task.Validation, "outcome"},
-		"a foreign token":  {&pb.ReportStepResultRequest{LeaseToken: "x", Outcome: succeeds("").Outcome}, task.LeaseLost, ""},
+		"a foreign token":  {&pb.ReportStepResultRequest{LeaseToken: "x", Outcome: succeeds("").GetOutcome()}, task.LeaseLost, ""},
 		"results: list":    {succeeds("[]"), task.Validation, "success.results"},
 		"results: too big": {succeeds(big), task.PayloadTooLarge, "success.results"},
 		"details: too big": {fails(func(f *pb.StepRetryableFailure) { f.Failure.Details = big }), task.PayloadTooLarge, "retryable_failure.failure.details"},

@@ -23,8 +23,10 @@ const schemaURL = "context_schema.json"
 // errElsewhere refuses a schema that refers to another document: a template must mean the same for ever, on every server.
 var errElsewhere = errors.New("references to other documents are refused")
 
+// noLoader finds no document.
 type noLoader struct{}
 
+// Load refuses.
 func (noLoader) Load(string) (any, error) { return nil, errElsewhere }
 
 // compileSchema compiles a context_schema; nil for an empty one.

@@ -37,6 +37,11 @@ func (s *taskService) SubmitTask(ctx context.Context, req *pb.SubmitTaskRequest)
 		return nil, answers[0].Refused
 	}
 	resp := &pb.SubmitTaskResponse{AlreadySubmitted: answers[0].AlreadySubmitted}
+	if a := answers[0]; !a.AlreadySubmitted && req.GetWaitDuration().AsDuration() <= 0 {
+		// As it was made. By now it may have gone on: reading it would cost more than making it did.
+		resp.Task = submittedTask(sub, a.Submitted)
+		return resp, nil
+	}
 	return resp, s.awaitTask(ctx, answers[0].TaskID, req.GetWaitDuration(), resp)
 }
 

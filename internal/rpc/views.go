@@ -19,6 +19,15 @@ func taskMessage(v *task.View) *pb.Task {
 	return t
 }
 
+// submittedTask is a task as its submit made it.
+func submittedTask(sub *task.Submission, made task.Submitted) *pb.Task {
+	return taskMessage(&task.View{
+		ID: made.TaskID, Namespace: sub.Namespace, Name: sub.Name, State: task.Pending, Labels: sub.Labels, NotBefore: sub.NotBefore,
+		Deadline: sub.Deadline, CreatedAt: made.CreatedAt, CreatedBy: sub.Actor, StepCount: len(sub.Steps),
+		TemplateName: sub.TemplateName, TemplateVersion: sub.TemplateVersion,
+	})
+}
+
 func executionContext(x *task.ExecutionContext) *pb.TaskExecutionContext {
 	return &pb.TaskExecutionContext{
 		TotalSteps: count(x.Total), PendingSteps: count(x.Pending), ReadySteps: count(x.Ready), InProgressSteps: count(x.InProgress),

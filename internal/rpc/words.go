@@ -124,4 +124,4 @@ func labelMap(list []string) map[string]string {
 // ---------------------------------------------------------------- numbers
 
 // count is a number as the contract carries it. None of them comes near the limit; one that did would not turn negative.
-func count(n int) int32 { return int32(min(max(n, math.MinInt32), math.MaxInt32)) } //nolint:gosec // bounded right here
+func count(n int) int32 { return int32(min(max(n, math.MinInt32), math.MaxInt32)) }
