@@ -91,8 +91,17 @@ func (s *Store) Submit(ctx context.Context, namespaceID int32, tasks []NewTask, 
 			return p.commit(ctx, &pgx.Batch{}, false)
 		}
 		b := &pgx.Batch{}
-		s.queueSubmit(b, namespaceID, fresh, &change)
-		return p.commit(ctx, b, false)
+		var createdAt time.Time
+		s.queueSubmit(b, namespaceID, fresh, &createdAt, &change)
+		if err := p.commit(ctx, b, false); err != nil {
+			return err
+		}
+		for i := range answers {
+			if answers[i].Refused == nil && !answers[i].AlreadySubmitted {
+				answers[i].CreatedAt = createdAt
+			}
+		}
+		return nil
 	})
 	if missingPartition(err) {
 		// The sequence has run ahead of the partitions: make them and go on.
@@ -226,7 +235,7 @@ type submitRows struct {
 	stepNotBefore                []*time.Time
 }
 
-func (s *Store) queueSubmit(b *pgx.Batch, namespaceID int32, tasks []*NewTask, change *Change) {
+func (s *Store) queueSubmit(b *pgx.Batch, namespaceID int32, tasks []*NewTask, createdAt *time.Time, change *Change) {
 	var r submitRows
 	for _, t := range tasks {
 		r.addTask(t)
@@ -236,7 +245,7 @@ func (s *Store) queueSubmit(b *pgx.Batch, namespaceID int32, tasks []*NewTask, c
 			w   Wake
 			seq *int64
 		)
-		err := rows.Scan(&w.LaneID, &seq, &w.Count, &w.DueAt)
+		err := rows.Scan(&w.LaneID, &seq, &w.Count, &w.DueAt, createdAt)
 		w.Seq = deref(seq)
 		change.Wake = append(change.Wake, w)
 		return err

@@ -162,4 +162,5 @@ type Submission struct {
 type Submitted struct {
 	TaskID           ID
 	AlreadySubmitted bool
+	CreatedAt        time.Time // of a task that this submit made
 }

@@ -67,7 +67,7 @@ delayed as materialized (
         else backoff_delay(failures_after, backoff_initial, backoff_multiplier, backoff_max)
       end
     end as base_delay,
-    coalesce(park is null and asked_for > max_retry_after, false) as clamped
+    coalesce(park is null and (asked_for > max_retry_after or asked_for < interval '0'), false) as clamped
   from judged
 ),
 timed as materialized (

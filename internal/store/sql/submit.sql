@@ -58,6 +58,6 @@ recorded as (
   -- `attempts` of a submit is each task's number of steps
   select coalesce($1, clock_timestamp()), $2, 'submitted', array_agg(task_id), array_agg(step_count) from new_task having count(*) > 0
 )
-select lane_id, min(seq) as seq, count(*)::int as count, null::timestamptz as due_at from root group by lane_id
+select lane_id, min(seq) as seq, count(*)::int as count, null::timestamptz as due_at, coalesce($1, now()) as created_at from root group by lane_id
 union all
-select lane_id, null, count(*)::int, min(due_at) from deferred group by lane_id
+select lane_id, null, count(*)::int, min(due_at), coalesce($1, now()) from deferred group by lane_id
