@@ -79,8 +79,8 @@ func (c *command) start(ctx context.Context, step *taskerv1.ReadyStep, input []b
 	if err != nil {
 		return said, &startError{err}
 	}
-	defer hintRead.Close()
-	cmd := exec.Command(c.path, c.args...) //nolint:contextcheck,noctx // Killed below, as a group and with a grace.
+	defer func() { _ = hintRead.Close() }()
+	cmd := exec.Command(c.path, c.args...) // Not CommandContext: it is ended below, as a group and with a grace.
 	cmd.Env = append(append([]string(nil), c.env...), stepEnv(step)...)
 	cmd.Stdin = bytes.NewReader(input)
 	cmd.Stdout = said.stdout
@@ -178,7 +178,7 @@ func (s *said) outcome(err error) worker.Outcome {
 	if bytes.HasPrefix(said.Details, []byte("{")) {
 		failure.Details = string(said.Details)
 	}
-	if failure.Message == "" {
+	if failure.GetMessage() == "" {
 		failure.Message = s.stderr.message()
 	}
 	var exit *exec.ExitError
@@ -196,10 +196,10 @@ func (s *said) outcome(err error) worker.Outcome {
 	default:
 		failure.Message = err.Error()
 	}
-	if failure.ErrorCode == "" {
+	if failure.GetErrorCode() == "" {
 		failure.ErrorCode = code
 	}
-	if failure.Message == "" {
+	if failure.GetMessage() == "" {
 		failure.Message = err.Error()
 	}
 	if status == exitPermanent {

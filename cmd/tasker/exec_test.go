@@ -210,7 +210,7 @@ func startGroup(ctx context.Context, t *testing.T, script string, grace time.Dur
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { fifo.Close() })
+	t.Cleanup(func() { _ = fifo.Close() })
 	g := &processGroup{fifo: fifo, said: bufio.NewReader(fifo)}
 	if line := g.line(t); line != "go" {
 		t.Fatalf("the command said %q", line)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	taskerv1 "github.com/taskerhq/tasker/gen/go/tasker/v1"
+	"github.com/taskerhq/tasker/internal/history"
 )
 
 // asProgram makes the test binary be tasker, so that tests can have servers and workers that are processes of their own.
@@ -300,10 +302,11 @@ func TestFromTemplateToResults(t *testing.T) {
 	if len(steps) != 2 || !steps[0].GetReadyForExecution() || steps[1].GetReadyForExecution() {
 		t.Fatalf("steps are %v", steps)
 	}
+	journal := filepath.Join(t.TempDir(), "journal")
 	p.work(`cat > /dev/null
 if [ "$TASKER_STEP_NAME" = create_user_account ] && [ "$TASKER_ATTEMPT" = 1 ]; then echo 0 >&3; echo not yet >&2; exit 75; fi
 echo "{\"by\": \"$TASKER_STEP_NAME\", \"attempt\": $TASKER_ATTEMPT}"`,
-		"--handler", "create_user_account", "--handler", "send_billing_notification=1", "--max-in-flight", "2", "--worker-id", "sh", "--label", "rack=3")
+		"--handler", "create_user_account", "--handler", "send_billing_notification=1", "--max-in-flight", "2", "--worker-id", "sh", "--label", "rack=3", "--journal", journal)
 
 	lines := p.ok("task", "watch", id)
 	if !strings.Contains(lines, "create_user_account") || !strings.HasSuffix(strings.TrimSpace(lines), "complete  all_complete  2 of 2 steps complete") {
@@ -319,6 +322,23 @@ echo "{\"by\": \"$TASKER_STEP_NAME\", \"attempt\": $TASKER_ATTEMPT}"`,
 		attempts[1].GetFailure().GetErrorCode() != "EXIT_75" || attempts[1].GetFailure().GetMessage() != "not yet" ||
 		attempts[1].GetDelaySource() != taskerv1.DelaySource_DELAY_SOURCE_HEADER_SECONDS || attempts[1].GetWorkerId() != "sh" {
 		t.Errorf("attempts are %v", attempts)
+	}
+	var written []string
+	p.eventually("a journal of all steps", func() bool {
+		written = nil
+		err := history.ReadJournal(journal, func(entry history.Entry) error {
+			written = append(written, strings.TrimSpace(fmt.Sprintf("%s %d %s", entry.Kind, entry.Dispatch, entry.Outcome)))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(written) == 9
+	})
+	slices.Sort(written) // The next frame may come before the answer to a report.
+	if got, want := strings.Join(written, ", "), "answer 1 retryable_failure, answer 1 success, answer 2 success, frame 1, frame 1, frame 2, "+
+		"report 1 retryable_failure, report 1 success, report 2 success"; got != want {
+		t.Errorf("the journal holds %s", got)
 	}
 	step := answer(p, &taskerv1.GetStepResponse{}, "step", "get", steps[0].GetStepId(), "--payloads").GetStep()
 	if step.GetResults() != `{"by": "create_user_account", "attempt": 2}` {
@@ -465,7 +485,7 @@ func (p *person) held() (path string, open func() *bufio.Reader) {
 		if err != nil {
 			p.t.Fatal(err)
 		}
-		p.t.Cleanup(func() { fifo.Close() })
+		p.t.Cleanup(func() { _ = fifo.Close() })
 		if err := fifo.SetReadDeadline(time.Now().Add(patience)); err != nil {
 			p.t.Fatal(err)
 		}
@@ -645,7 +665,7 @@ func TestServerKilledInTheMiddle(t *testing.T) {
 	ended := make(chan int, 1)
 	go func() {
 		ended <- run(t.Context(), []string{"task", "watch", id, "-o", "json"}, p.getenv, strings.NewReader(""), watching, io.Discard)
-		watching.Close()
+		_ = watching.Close()
 	}()
 	lines := bufio.NewReader(frames)
 	if _, err := lines.ReadString('\n'); err != nil {

@@ -191,7 +191,7 @@ func (s *session) submitMany(ctx context.Context, task *taskerv1.TaskSubmission,
 	defer bar.end()
 	for made := 0; made < given.count; {
 		batch := &taskerv1.BatchSubmitTasksRequest{Namespace: s.namespace}
-		for bytes := 0; made < given.count && len(batch.Tasks) < submitBatch && bytes < submitBytes; made++ {
+		for bytes := 0; made < given.count && len(batch.GetTasks()) < submitBatch && bytes < submitBytes; made++ {
 			one := proto.CloneOf(task)
 			if given.key != "" {
 				key := given.key + "-" + strconv.Itoa(made+1)

@@ -173,8 +173,10 @@ func (b *board) line(frame *taskerv1.WatchTaskResponse) error {
 	before := b.task.GetState()
 	now := time.Now().Format("15:04:05.000")
 	for _, step := range b.update(frame) {
-		parts := []string{now, step.GetStepId(), oneLine(step.GetName()), b.state(word(step.GetState())),
-			fmt.Sprintf("attempts %d/%d", step.GetAttempts(), step.GetRetryLimit())}
+		parts := []string{
+			now, step.GetStepId(), oneLine(step.GetName()), b.state(word(step.GetState())),
+			fmt.Sprintf("attempts %d/%d", step.GetAttempts(), step.GetRetryLimit()),
+		}
 		if code := step.GetLastFailure().GetErrorCode(); code != "" && step.GetState() == taskerv1.StepState_STEP_STATE_ERROR {
 			parts = append(parts, oneLine(code))
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	taskerv1 "github.com/taskerhq/tasker/gen/go/tasker/v1"
+	"github.com/taskerhq/tasker/internal/history"
 	"github.com/taskerhq/tasker/internal/worker"
 )
 
@@ -21,7 +24,7 @@ func init() { commands = append(commands, newWork) }
 func newWork(c *cli) *cobra.Command {
 	var (
 		handlers, labels                    []string
-		workerID, buildID                   string
+		workerID, buildID, journal          string
 		maxInFlight                         int
 		drain, grace, delivery, idle, every time.Duration
 		quiet                               bool
@@ -75,8 +78,9 @@ commands that run may end within --drain-timeout, and are killed and their steps
 	flags.DurationVar(&delivery, "delivery-timeout", 0, "how long the server waits for the first sign of life of a run; default: the server's")
 	flags.DurationVar(&idle, "idle-heartbeat", 0, "how often an idle connection is to carry a frame; default: the server's")
 	flags.DurationVar(&every, "heartbeat-every", worker.DefaultHeartbeatEvery, "how often to beat for all runs at least")
+	flags.StringVar(&journal, "journal", "", "write down in a `FILE` every step taken and every report answered, for a later check against the server's history")
 	flags.BoolVarP(&quiet, "quiet", "q", false, "say only what goes wrong")
-	cmd.RunE = remote.run(func(ctx context.Context, s *session, args []string) error {
+	cmd.RunE = remote.run(func(ctx context.Context, s *session, args []string) (err error) {
 		level := slog.LevelInfo
 		if quiet {
 			level = slog.LevelWarn
@@ -104,7 +108,10 @@ commands that run may end within --drain-timeout, and are killed and their steps
 		if workerID == "" {
 			workerID = ownName()
 		}
-		w, err := worker.New(worker.Config{
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		keeper := &journalKeeper{runs: make(map[string]*taskerv1.ReadyStep), fail: cancel}
+		config := worker.Config{
 			Client:          s.workers,
 			Namespace:       s.namespace,
 			WorkerID:        workerID,
@@ -118,14 +125,22 @@ commands that run may end within --drain-timeout, and are killed and their steps
 			HeartbeatEvery:  every,
 			DrainTimeout:    drain,
 			Logger:          slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
-		})
+		}
+		if journal != "" {
+			if keeper.file, err = history.OpenJournal(journal); err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, keeper.file.Close()) }()
+			config.Journal = keeper.keep
+		}
+		w, err := worker.New(config)
 		if err != nil {
 			return &exitError{code: exitUsage, err: err}
 		}
 		if err := w.Run(ctx); err != nil {
 			return fmt.Errorf("working: %w", err)
 		}
-		return nil
+		return keeper.failed()
 	})
 	return cmd
 }

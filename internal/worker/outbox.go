@@ -198,14 +198,14 @@ func (o *outbox) final(letter *letter, status *taskerv1.EntryStatus) bool {
 	if judge(status) != again {
 		return true
 	}
-	return codes.Code(status.GetCode()) == codes.Internal && letter.defects+1 >= defectTries
+	return code(status) == codes.Internal && letter.defects+1 >= defectTries
 }
 
 // answered settles a letter's run, or puts the letter back and says false.
 func (o *outbox) answered(ctx context.Context, letter *letter, status *taskerv1.EntryStatus) bool {
 	log := o.w.cfg.Logger.With("step_id", letter.run.Step.GetStepId(), "step", letter.run.Step.GetStepName(), "dispatch", letter.run.Step.GetDispatch())
 	if !o.final(letter, status) {
-		if codes.Code(status.GetCode()) == codes.Internal {
+		if code(status) == codes.Internal {
 			letter.defects++
 		}
 		o.put(letter)
@@ -221,7 +221,7 @@ func (o *outbox) answered(ctx context.Context, letter *letter, status *taskerv1.
 		}
 		fallthrough
 	default:
-		log.WarnContext(ctx, "refused", "code", codes.Code(status.GetCode()).String(), "reason", status.GetReason().String(), "error", status.GetMessage())
+		log.WarnContext(ctx, "refused", "code", code(status).String(), "reason", status.GetReason().String(), "error", status.GetMessage())
 	}
 	o.w.settle(letter.run)
 	return true

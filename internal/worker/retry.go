@@ -41,10 +41,14 @@ var verdicts = map[codes.Code]verdict{
 }
 
 func judge(status *taskerv1.EntryStatus) verdict {
-	if verdict, ok := verdicts[codes.Code(status.GetCode())]; ok {
+	if verdict, ok := verdicts[code(status)]; ok {
 		return verdict
 	}
 	return again
+}
+
+func code(status *taskerv1.EntryStatus) codes.Code {
+	return codes.Code(status.GetCode()) //nolint:gosec // A code that is none is not in any table here.
 }
 
 // statusOf says of a whole call what an entry's status would say.
@@ -56,7 +60,7 @@ func statusOf(err error) *taskerv1.EntryStatus {
 		err = status.FromContextError(err).Err()
 	}
 	got := status.Convert(err)
-	entry := &taskerv1.EntryStatus{Code: int32(got.Code()), Message: got.Message()}
+	entry := &taskerv1.EntryStatus{Code: int32(got.Code()), Message: got.Message()} //nolint:gosec // There are 17 codes.
 	for _, detail := range got.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:

@@ -25,8 +25,7 @@ type Run struct {
 	// Step is what the server sent, with the results of all parents filled in.
 	Step *taskerv1.ReadyStep
 
-	ctx    context.Context
-	cancel context.CancelCauseFunc
+	cancel context.CancelCauseFunc // of the handler's context
 	// gaveUp ends the run when its deadline is long past. nil while it has none.
 	gaveUp *time.Timer
 
@@ -65,14 +64,14 @@ func (r *Run) putBack(checkpoint *string) {
 
 // begin puts a step that has come into the table and runs it.
 func (w *Worker) begin(life context.Context, step *taskerv1.ReadyStep) {
-	run := &Run{Step: step, heartbeatBy: step.GetHeartbeatBy().AsDuration()}
-	run.ctx, run.cancel = context.WithCancelCause(life)
+	ctx, cancel := context.WithCancelCause(life)
+	run := &Run{Step: step, cancel: cancel, heartbeatBy: step.GetHeartbeatBy().AsDuration()}
 	handler := w.handlers[step.GetHandler()]
 
 	w.mu.Lock()
 	if _, known := w.runs[step.GetLeaseToken()]; known {
 		w.mu.Unlock()
-		run.cancel(nil)
+		cancel(nil)
 		return
 	}
 	w.runs[step.GetLeaseToken()] = run
@@ -84,6 +83,7 @@ func (w *Worker) begin(life context.Context, step *taskerv1.ReadyStep) {
 	w.mu.Unlock()
 
 	if unwanted {
+		cancel(nil)
 		w.outbox.release(run)
 		return
 	}
@@ -91,7 +91,7 @@ func (w *Worker) begin(life context.Context, step *taskerv1.ReadyStep) {
 	poke(w.beatSoon)
 	go func() {
 		defer w.handling.Done()
-		w.execute(run, handler)
+		w.execute(ctx, run, handler)
 	}()
 }
 
@@ -119,14 +119,14 @@ func (w *Worker) limit(run *Run, until deadlined) {
 }
 
 // execute runs the handler and passes its outcome on.
-func (w *Worker) execute(run *Run, handler Handler) {
+func (w *Worker) execute(ctx context.Context, run *Run, handler Handler) {
 	started := time.Now()
 	var outcome Outcome
-	if err := w.fetchOmitted(run); err != nil {
-		w.cfg.Logger.WarnContext(run.ctx, "handing a step back: the results of its parents cannot be read",
+	if err := w.fetchOmitted(ctx, run); err != nil {
+		w.cfg.Logger.WarnContext(ctx, "handing a step back: the results of its parents cannot be read",
 			"step_id", run.Step.GetStepId(), "error", err)
 	} else {
-		outcome = safely(handler, run)
+		outcome = safely(ctx, handler, run)
 	}
 	run.cancel(nil)
 
@@ -150,7 +150,7 @@ func (w *Worker) execute(run *Run, handler Handler) {
 }
 
 // safely turns a panic into a failure like any other: one bad step must not take the worker's other runs with it.
-func safely(handler Handler, run *Run) (outcome Outcome) {
+func safely(ctx context.Context, handler Handler, run *Run) (outcome Outcome) {
 	defer func() {
 		if reason := recover(); reason != nil {
 			outcome = RetryableFailure(&taskerv1.Failure{
@@ -161,11 +161,11 @@ func safely(handler Handler, run *Run) (outcome Outcome) {
 			})
 		}
 	}()
-	return handler(run.ctx, run)
+	return handler(ctx, run)
 }
 
 // fetchOmitted reads the results of parents that were too large for the frame.
-func (w *Worker) fetchOmitted(run *Run) error {
+func (w *Worker) fetchOmitted(ctx context.Context, run *Run) error {
 	omitted := run.Step.GetOmittedDependencies()
 	if len(omitted) == 0 {
 		return nil
@@ -176,11 +176,11 @@ func (w *Worker) fetchOmitted(run *Run) error {
 	request := &taskerv1.GetDependencyResultsRequest{LeaseToken: run.Step.GetLeaseToken(), StepNames: omitted}
 	pause := newBackoff(retryFirst, retryMost)
 	for {
-		ctx, cancel := context.WithTimeout(run.ctx, pageCall)
-		page, err := w.cfg.Client.GetDependencyResults(ctx, request)
+		call, cancel := context.WithTimeout(ctx, pageCall)
+		page, err := w.cfg.Client.GetDependencyResults(call, request)
 		cancel()
 		if err != nil {
-			if judge(statusOf(err)) != again || !pause.wait(run.ctx, retryDelay(err)) {
+			if judge(statusOf(err)) != again || !pause.wait(ctx, retryDelay(err)) {
 				return err
 			}
 			continue
@@ -189,7 +189,7 @@ func (w *Worker) fetchOmitted(run *Run) error {
 			run.Step.DependencyResults[result.GetStepName()] = result.GetResults()
 		}
 		request.PageToken = page.GetNextPageToken()
-		if request.PageToken == "" {
+		if request.GetPageToken() == "" {
 			run.Step.OmittedDependencies = nil
 			return nil
 		}
@@ -208,7 +208,7 @@ func (w *Worker) revoke(token string, reason taskerv1.RevokeReason) {
 	}
 	run.lost = true
 	w.mu.Unlock()
-	w.cfg.Logger.InfoContext(run.ctx, "lease lost", "step_id", run.Step.GetStepId(), "step", run.Step.GetStepName(),
+	w.cfg.Logger.Info("lease lost", "step_id", run.Step.GetStepId(), "step", run.Step.GetStepName(),
 		"dispatch", run.Step.GetDispatch(), "reason", reason.String())
 	run.cancel(&Revoked{Reason: reason})
 }

@@ -2,7 +2,6 @@ package worker_test
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -189,7 +188,7 @@ func play(t *testing.T, s *script, handler worker.Handler, adjust ...func(*worke
 		HeartbeatEvery: 10 * time.Millisecond,
 		ReconnectDelay: time.Millisecond,
 		DrainTimeout:   50 * time.Millisecond,
-		Logger:         slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger:         slog.New(slog.DiscardHandler),
 		Journal:        p.journal.write,
 	}
 	for _, change := range adjust {
@@ -211,7 +210,9 @@ func play(t *testing.T, s *script, handler worker.Handler, adjust ...func(*worke
 		receive(t, finished, "the worker's end")
 		server.Stop()
 		_ = conn.Close()
-		<-served
+		if err := <-served; err != nil {
+			t.Errorf("the script ended with %v", err)
+		}
 	})
 	return p
 }

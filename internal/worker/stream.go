@@ -154,7 +154,7 @@ func (w *Worker) streamRequest() *taskerv1.ReadyStepsRequest {
 		Namespace:       w.cfg.Namespace,
 		WorkerId:        w.cfg.WorkerID,
 		InstanceId:      w.cfg.InstanceID,
-		MaxInFlight:     int32(w.cfg.MaxInFlight),
+		MaxInFlight:     int32(w.cfg.MaxInFlight), //nolint:gosec // New bounds it.
 		Labels:          w.cfg.Labels,
 		BuildId:         w.cfg.BuildID,
 		ClientInfo:      w.cfg.ClientInfo,
@@ -170,7 +170,7 @@ func (w *Worker) streamRequest() *taskerv1.ReadyStepsRequest {
 	for _, subscription := range w.cfg.Subscriptions {
 		handler := &taskerv1.HandlerSubscription{Name: subscription.Handler}
 		if subscription.MaxInFlight > 0 {
-			most := int32(subscription.MaxInFlight)
+			most := int32(subscription.MaxInFlight) //nolint:gosec // New bounds it.
 			handler.MaxInFlight = &most
 		}
 		request.Handlers = append(request.Handlers, handler)

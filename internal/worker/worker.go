@@ -37,6 +37,9 @@ const (
 	MaxReconnectDelay     = 30 * time.Second
 )
 
+// mostInFlight is the most leases that a server gives one session.
+const mostInFlight = 10000
+
 // lastWords bounds the time for what is still to be reported or handed back when a drain has run out of time.
 const lastWords = 5 * time.Second
 
@@ -129,8 +132,8 @@ func New(cfg Config) (*Worker, error) {
 		return nil, errors.New("worker: no worker id")
 	case len(cfg.Subscriptions) == 0:
 		return nil, errors.New("worker: no handler")
-	case cfg.MaxInFlight < 1:
-		return nil, fmt.Errorf("worker: max in flight is %d, must be at least 1", cfg.MaxInFlight)
+	case cfg.MaxInFlight < 1 || cfg.MaxInFlight > mostInFlight:
+		return nil, fmt.Errorf("worker: max in flight is %d, must be 1 to %d", cfg.MaxInFlight, mostInFlight)
 	}
 	if cfg.InstanceID == "" {
 		cfg.InstanceID = uuid.NewString()
@@ -152,6 +155,9 @@ func New(cfg Config) (*Worker, error) {
 	for _, subscription := range cfg.Subscriptions {
 		if subscription.Run == nil {
 			return nil, fmt.Errorf("worker: handler %q has nothing to run", subscription.Handler)
+		}
+		if subscription.MaxInFlight < 0 || subscription.MaxInFlight > mostInFlight {
+			return nil, fmt.Errorf("worker: max in flight of handler %q is %d, must be 1 to %d", subscription.Handler, subscription.MaxInFlight, mostInFlight)
 		}
 		if _, twice := w.handlers[subscription.Handler]; twice {
 			return nil, fmt.Errorf("worker: handler %q is named twice", subscription.Handler)

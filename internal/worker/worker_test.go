@@ -224,9 +224,9 @@ func TestDrainingServerIsLeftForAnOpenStream(t *testing.T) {
 	old.step("b")
 	receive(t, old.gone, "end of the old stream")
 	next.revoke("a", taskerv1.RevokeReason_REVOKE_REASON_TASK_CANCELLED)
-	receive(t, causes, "revocation of a")
+	_ = receive(t, causes, "revocation of a")
 	next.revoke("b", taskerv1.RevokeReason_REVOKE_REASON_TASK_CANCELLED)
-	receive(t, causes, "revocation of b")
+	_ = receive(t, causes, "revocation of b")
 }
 
 func TestOldStreamMayEndFirstWhenAnotherTakesOver(t *testing.T) {
@@ -263,7 +263,7 @@ func TestReconnectNamesWhatIsHeldAndLearnsWhatIsLost(t *testing.T) {
 	stream.step("b", func(step *taskerv1.ReadyStep) { step.Handler = "unknown" })
 	receive(t, p.releases, "release of a step without a handler")
 	p.stop()
-	receive(t, p.ended, "end")
+	_ = receive(t, p.ended, "end")
 	select {
 	case report := <-p.reports:
 		t.Errorf("reported %v for a lost lease", report)
@@ -473,8 +473,12 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 		"no worker id": func(c *worker.Config) { c.WorkerID = "" },
 		"no handler":   func(c *worker.Config) { c.Subscriptions = nil },
 		"no capacity":  func(c *worker.Config) { c.MaxInFlight = 0 },
-		"no function":  func(c *worker.Config) { c.Subscriptions = []worker.Subscription{{Handler: "h"}} },
-		"twice":        func(c *worker.Config) { c.Subscriptions = append(c.Subscriptions, c.Subscriptions[0]) },
+		"too much":     func(c *worker.Config) { c.MaxInFlight = 10001 },
+		"too much each": func(c *worker.Config) {
+			c.Subscriptions = []worker.Subscription{{Handler: "h", Run: succeed, MaxInFlight: 10001}}
+		},
+		"no function": func(c *worker.Config) { c.Subscriptions = []worker.Subscription{{Handler: "h"}} },
+		"twice":       func(c *worker.Config) { c.Subscriptions = append(c.Subscriptions, c.Subscriptions[0]) },
 	} {
 		bad := good
 		spoil(&bad)
