@@ -28,6 +28,7 @@ type remote struct {
 	namespace string
 	tls       bool
 	caCert    string
+	cert, key string // of the client, where the server asks for one
 	timeout   time.Duration
 	output    string
 }
@@ -45,6 +46,8 @@ func (c *cli) newRemote(cmd *cobra.Command) *remote {
 	flags.StringVar(&r.namespace, "namespace", "", "namespace to work in; empty is \"default\" [$TASKER_NAMESPACE]")
 	flags.BoolVar(&r.tls, "tls", false, "encrypt the connection and check the server's certificate [$TASKER_TLS]")
 	flags.StringVar(&r.caCert, "ca-cert", "", "`FILE` of the certificates to check the server's by, instead of the system's; implies --tls [$TASKER_CA_CERT]")
+	flags.StringVar(&r.cert, "client-cert", "", "`FILE` of the certificate to show the server; implies --tls [$TASKER_CLIENT_CERT]")
+	flags.StringVar(&r.key, "client-key", "", "`FILE` of that certificate's private key [$TASKER_CLIENT_KEY]")
 	flags.DurationVar(&r.timeout, "timeout", 30*time.Second, "longest wait for the answer to one call [$TASKER_TIMEOUT]")
 	flags.StringVarP(&r.output, "output", "o", "table", "print a `FORMAT`: table, json or yaml (the answer as it came) [$TASKER_OUTPUT]")
 	// The error says only that the flag is unknown or has its completion already.
@@ -60,7 +63,7 @@ func (c *cli) newRemote(cmd *cobra.Command) *remote {
 func (r *remote) resolve(cmd *cobra.Command) error {
 	for name, variable := range map[string]string{
 		"address": "TASKER_ADDRESS", "namespace": "TASKER_NAMESPACE", "tls": "TASKER_TLS",
-		"ca-cert": "TASKER_CA_CERT", "timeout": "TASKER_TIMEOUT", "output": "TASKER_OUTPUT",
+		"ca-cert": "TASKER_CA_CERT", "client-cert": "TASKER_CLIENT_CERT", "client-key": "TASKER_CLIENT_KEY", "timeout": "TASKER_TIMEOUT", "output": "TASKER_OUTPUT",
 	} {
 		value := r.cli.getenv(variable)
 		if flag := cmd.Flag(name); value != "" && !flag.Changed {
@@ -72,13 +75,16 @@ func (r *remote) resolve(cmd *cobra.Command) error {
 	if r.output != "table" && r.output != "json" && r.output != "yaml" {
 		return usageError("-o %s: must be table, json or yaml", r.output)
 	}
+	if (r.cert == "") != (r.key == "") {
+		return usageError("--client-cert and --client-key go together")
+	}
 	return nil
 }
 
 // dial makes the connection. It is opened when the first call needs it.
 func (r *remote) dial() (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
-	if r.tls || r.caCert != "" {
+	if r.tls || r.caCert != "" || r.cert != "" {
 		config := &tls.Config{MinVersion: tls.VersionTLS12}
 		if r.caCert != "" {
 			pem, err := os.ReadFile(r.caCert)
@@ -89,6 +95,13 @@ func (r *remote) dial() (*grpc.ClientConn, error) {
 			if !config.RootCAs.AppendCertsFromPEM(pem) {
 				return nil, fmt.Errorf("reading --ca-cert: no certificate in %s", r.caCert)
 			}
+		}
+		if r.cert != "" {
+			pair, err := tls.LoadX509KeyPair(r.cert, r.key)
+			if err != nil {
+				return nil, fmt.Errorf("reading --client-cert: %w", err)
+			}
+			config.Certificates = []tls.Certificate{pair}
 		}
 		creds = credentials.NewTLS(config)
 	}

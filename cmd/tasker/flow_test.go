@@ -95,8 +95,8 @@ type testServer struct {
 	address, dataDir string
 }
 
-func startServer(dataDir, listen string) (*testServer, error) {
-	p, err := startProcess(nil, "serve", "--listen", listen, "--data-dir", dataDir)
+func startServer(dataDir, listen string, flags ...string) (*testServer, error) {
+	p, err := startProcess(nil, append([]string{"serve", "--listen", listen, "--data-dir", dataDir}, flags...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -326,6 +326,8 @@ func TestEnvironmentSpeaksWhereNoFlagDoes(t *testing.T) {
 		{"a bad value", "tasks", map[string]string{"TASKER_TIMEOUT": "long"}, exitUsage, "$TASKER_TIMEOUT"},
 		{"a bad format", "tasks", map[string]string{"TASKER_OUTPUT": "xml"}, exitUsage, "table, json or yaml"},
 		{"certificates", "tasks", map[string]string{"TASKER_CA_CERT": "/nonexistent"}, 1, "reading --ca-cert"},
+		{"half a certificate", "tasks --client-cert x", nil, exitUsage, "go together"},
+		{"a certificate that is not there", "tasks --client-cert x --client-key y", nil, 1, "reading --client-cert"},
 		{"several addresses", "tasks --address 127.0.0.1:2,127.0.0.1:3", nil, 1, "no server answers"},
 		{"an address without a port", "tasks --address a,b", nil, 1, "must be HOST:PORT"},
 	} {
