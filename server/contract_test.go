@@ -433,7 +433,7 @@ func TestTheRetryAfterHeaderIsReadByTheServer(t *testing.T) {
 	}{
 		{"120", pb.DelaySource_DELAY_SOURCE_HEADER_SECONDS, 120 * time.Second, 120 * time.Second, false},
 		{time.Now().Add(time.Hour).UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT"), pb.DelaySource_DELAY_SOURCE_HEADER_DATE, 59 * time.Minute, time.Hour, false},
-		{"Fri, 31 Dec 1999 23:59:59 GMT", pb.DelaySource_DELAY_SOURCE_HEADER_DATE, 0, 0, false},
+		{"Fri, 31 Dec 1999 23:59:59 GMT", pb.DelaySource_DELAY_SOURCE_HEADER_DATE, 0, 0, true},
 		{"99999999999", pb.DelaySource_DELAY_SOURCE_HEADER_SECONDS, 24 * time.Hour, 24 * time.Hour, true},
 		{"soon", pb.DelaySource_DELAY_SOURCE_HEADER_UNREADABLE, 2 * time.Second, 2200 * time.Millisecond, false},
 	} {
