@@ -59,9 +59,11 @@ var (
 	token     = values{a("x", rep("a", 255)), a("", rep("a", 256))}
 	tokens    = values{a([]string{}, many(10000, "x"), []string{rep("a", 255)}), a(many(10001, "x"), []string{rep("a", 256)})}
 	pageSize  = values{a(int32(0), int32(1000), int32(math.MaxInt32)), a(int32(-1))}
-	labels    = values{a(pairs(0), pairs(64), map[string]string{rep("k", 255): rep("v", 255), "k": ""}),
+	labels    = values{
+		a(pairs(0), pairs(64), map[string]string{rep("k", 255): rep("v", 255), "k": ""}),
 		a(pairs(65), map[string]string{"": "v"}, map[string]string{rep("k", 256): "v"}, map[string]string{"k": rep("v", 256)},
-			map[string]string{"k=": "v"}, map[string]string{"k": "\x00"}, map[string]string{"\n": ""})}
+			map[string]string{"k=": "v"}, map[string]string{"k": "\x00"}, map[string]string{"\n": ""}),
+	}
 	instant = values{a(at(0), at(1), at(253402300799)), a(at(-1), at(253402300800), at(math.MaxInt64))}
 	policy  = values{a(secs(0), secs(31536000)), a(secs(-1), secs(31536001), secs(1e18))} // delays of a policy
 	above0  = values{a(nanos(1), secs(31536000)), a(secs(0), secs(-1), secs(31536001))}

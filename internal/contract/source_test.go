@@ -111,7 +111,7 @@ func TestClientCopiesAreTheContractWithoutItsRules(t *testing.T) {
 
 // withoutRules takes the rules out of a descriptor, as Strip takes them out of the source.
 func withoutRules(file *descriptorpb.FileDescriptorProto) *descriptorpb.FileDescriptorProto {
-	kept := file.Dependency[:0]
+	kept := file.GetDependency()[:0]
 	for _, d := range file.GetDependency() {
 		if d != "buf/validate/validate.proto" {
 			kept = append(kept, d)
@@ -125,12 +125,12 @@ func withoutRules(file *descriptorpb.FileDescriptorProto) *descriptorpb.FileDesc
 }
 
 func stripMessage(m *descriptorpb.DescriptorProto) {
-	m.Options = clear(m.Options, validate.E_Message)
+	m.Options = without(m.GetOptions(), validate.E_Message)
 	for _, f := range m.GetField() {
-		f.Options = clear(f.Options, validate.E_Field)
+		f.Options = without(f.GetOptions(), validate.E_Field)
 	}
 	for _, o := range m.GetOneofDecl() {
-		o.Options = clear(o.Options, validate.E_Oneof)
+		o.Options = without(o.GetOptions(), validate.E_Oneof)
 	}
 	for _, n := range m.GetNestedType() {
 		stripMessage(n)
@@ -138,7 +138,7 @@ func stripMessage(m *descriptorpb.DescriptorProto) {
 }
 
 // clear gives options without the rule; nil when nothing else is left, as for a field that never had any.
-func clear[M interface {
+func without[M interface {
 	comparable
 	proto.Message
 }](options M, rule protoreflect.ExtensionType) M {

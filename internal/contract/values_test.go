@@ -171,9 +171,9 @@ func messages[M proto.Message](in []M) []proto.Message {
 func states(n int) values {
 	all := make([]protoreflect.EnumNumber, n)
 	for i := range all {
-		all[i] = protoreflect.EnumNumber(i + 1) //nolint:gosec // at most 6
+		all[i] = protoreflect.EnumNumber(i + 1)
 	}
-	number := func(n int) []protoreflect.EnumNumber { return []protoreflect.EnumNumber{protoreflect.EnumNumber(n)} } //nolint:gosec // at most 7
+	number := func(n int) []protoreflect.EnumNumber { return []protoreflect.EnumNumber{protoreflect.EnumNumber(n)} }
 	return values{a([]protoreflect.EnumNumber{}, all), a(number(0), number(n+1), append(all[:n:n], 1))}
 }
 
@@ -187,9 +187,11 @@ func reports(n int) []*pb.ReportStepResultRequest { return repeat(n, report) }
 func overrides(n int) []*pb.StepOverride {
 	return repeat(n, func() *pb.StepOverride { return &pb.StepOverride{Name: "s"} })
 }
+
 func heartbeats(n int) []*pb.StepHeartbeat {
 	return repeat(n, func() *pb.StepHeartbeat { return &pb.StepHeartbeat{LeaseToken: "x"} })
 }
+
 func releases(n int) []*pb.StepRelease {
 	return repeat(n, func() *pb.StepRelease { return &pb.StepRelease{LeaseToken: "x"} })
 }
@@ -207,7 +209,7 @@ func rep(s string, n int) string    { return strings.Repeat(s, n) }
 func secs(n float64) proto.Message  { return &durationpb.Duration{Seconds: int64(n)} }
 func nanos(n int64) proto.Message {
 	return &durationpb.Duration{Seconds: n / 1e9, Nanos: int32(n % 1e9)}
-}                                       //nolint:gosec // below 1e9
+}
 func at(n int64) *timestamppb.Timestamp { return &timestamppb.Timestamp{Seconds: n} }
 
 func pairs(n int) map[string]string {

@@ -71,7 +71,7 @@ func TestListTasksPagesByItsFilterOnly(t *testing.T) {
 	if _, err := e.CancelTask(t.Context(), want[0], store.Act{}); err != nil {
 		t.Fatal(err)
 	}
-	for name, f := range map[string]task.TaskFilter{
+	for name, f := range map[string]task.Filter{
 		"labels":           {Namespace: "shop", Labels: []string{"city=Oslo"}},
 		"template":         {Namespace: "shop", TemplateName: "mail"},
 		"template version": {Namespace: "shop", TemplateName: "mail", TemplateVersion: "1.0.0"},
@@ -84,28 +84,28 @@ func TestListTasksPagesByItsFilterOnly(t *testing.T) {
 		if fmt.Sprint(ids) != fmt.Sprint(want) {
 			t.Errorf("%s: got %v, want %v", name, ids, want)
 		}
-		_, err := e.ListTasks(t.Context(), task.TaskFilter{Namespace: "other"}, task.PageRequest{Token: tokens[0]})
+		_, err := e.ListTasks(t.Context(), task.Filter{Namespace: "other"}, task.PageRequest{Token: tokens[0]})
 		mustRefuse(t, "a token under another filter", err, task.BadPageToken)
 	}
 	got, _ := pages(t, 4, func(r task.PageRequest) (task.Page[task.View], error) {
-		return e.ListTasks(t.Context(), task.TaskFilter{Namespace: "shop", States: []task.State{task.Cancelled}}, r)
+		return e.ListTasks(t.Context(), task.Filter{Namespace: "shop", States: []task.State{task.Cancelled}}, r)
 	})
 	if len(got) != 1 || got[0].ID != want[0] {
 		t.Errorf("cancelled: got %v", got)
 	}
 	future := time.Now().Add(time.Hour)
 	none, _ := pages(t, 4, func(r task.PageRequest) (task.Page[task.View], error) {
-		return e.ListTasks(t.Context(), task.TaskFilter{Namespace: "shop", CreatedFrom: &future}, r)
+		return e.ListTasks(t.Context(), task.Filter{Namespace: "shop", CreatedFrom: &future}, r)
 	})
 	if len(none) != 0 {
 		t.Errorf("created in the future: %d", len(none))
 	}
-	page, err := e.ListTasks(t.Context(), task.TaskFilter{Namespace: "nobody"}, task.PageRequest{})
+	page, err := e.ListTasks(t.Context(), task.Filter{Namespace: "nobody"}, task.PageRequest{})
 	if err != nil || len(page.Items) != 0 || page.NextToken != "" {
 		t.Errorf("an unknown namespace has no tasks: %+v, %v", page, err)
 	}
 	for _, token := range []string{"x", "AAAA", "AAAAAAAAAAAAAAAA", strings.Repeat("A", 4096), "%", "e30"} {
-		_, err := e.ListTasks(t.Context(), task.TaskFilter{}, task.PageRequest{Token: token})
+		_, err := e.ListTasks(t.Context(), task.Filter{}, task.PageRequest{Token: token})
 		mustRefuse(t, "token "+token[:1], err, task.BadPageToken)
 	}
 }

@@ -66,12 +66,12 @@ type taskKey struct {
 }
 
 // ListTasks reads a page of a namespace's tasks, the newest first. A filtered page may be short and have a token.
-func (e *Engine) ListTasks(ctx context.Context, f task.TaskFilter, r task.PageRequest) (page task.Page[task.View], err error) {
+func (e *Engine) ListTasks(ctx context.Context, f task.Filter, r task.PageRequest) (page task.Page[task.View], err error) {
 	slices.Sort(f.Labels)
 	slices.Sort(f.States)
 	filter := struct {
 		Verb   string
-		Filter task.TaskFilter
+		Filter task.Filter
 	}{"ListTasks", f}
 	var key taskKey
 	if err := parsePageToken(r.Token, filter, &key); err != nil {

@@ -69,7 +69,7 @@ func (a account) credential() *syscall.Credential {
 	if !a.other {
 		return nil
 	}
-	return &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)}
+	return &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)} //nolint:gosec // ids of an account that exists
 }
 
 // own gives the one file or directory to the account.

@@ -172,7 +172,7 @@ func (s *taskService) GetTask(ctx context.Context, req *pb.GetTaskRequest) (*pb.
 
 // ListTasks reads a page of a namespace's tasks.
 func (s *taskService) ListTasks(ctx context.Context, req *pb.ListTasksRequest) (*pb.ListTasksResponse, error) {
-	f := task.TaskFilter{
+	f := task.Filter{
 		Namespace: caller(ctx).Namespace, TemplateName: req.GetTemplate().GetName(), TemplateVersion: req.GetTemplate().GetVersion(),
 		Labels: labelList(req.GetLabels()), CreatedFrom: instant(req.GetCreatedFrom()), CreatedBefore: instant(req.GetCreatedBefore()),
 	}

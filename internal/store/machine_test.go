@@ -407,7 +407,7 @@ func (s *modelStep) spec(handler string, priority int) task.StepSpec {
 		Max: curves[p.curve].maximum, Lease: unlessZero(p.lease), RunTimeout: unlessZero(p.runTimeout),
 		MaxElapsed: unlessZero(p.maxElapsed), MaxLostLeases: p.maxLost, NonRetryable: p.finalCodes,
 	}}
-	if p.jitter != 0.1 { //nolint:staticcheck // exactly the default
+	if p.jitter != 0.1 {
 		spec.Jitter = &p.jitter
 	}
 	if p.maxRetryAfter != 24*time.Hour {

@@ -265,7 +265,7 @@ func TestRaceOfOneTokenInTwoFlushes(t *testing.T) {
 			func() { first, _ = c.verdictOf(a, one) },
 			func() { second, _ = c.verdictOf(b, two) },
 		)
-		if !(first == accepted && second == want) && !(first == want && second == accepted) {
+		if (first != accepted || second != want) && (first != want || second != accepted) {
 			t.Errorf("S4: one token in two flushes was %s and %s", first, second)
 		}
 		c.cancelled(a, id)

@@ -97,7 +97,7 @@ const listScan = 20_000
 
 // ListTasks reads a page of a namespace's tasks with ids below before (0: from the newest). next is where to go on; 0 at
 // the end. The state of a task is derived, so filtering by it happens after the read: such a page may be short.
-func (s *Store) ListTasks(ctx context.Context, namespaceID int32, f task.TaskFilter, before task.ID, limit int) (page []task.View, next task.ID, err error) {
+func (s *Store) ListTasks(ctx context.Context, namespaceID int32, f task.Filter, before task.ID, limit int) (page []task.View, next task.ID, err error) {
 	if before == 0 {
 		before = task.ID(1<<63 - 1)
 	}

@@ -205,8 +205,8 @@ func (r PageRequest) Limit() int {
 	return r.Size
 }
 
-// TaskFilter finds tasks of a namespace. What is empty or nil does not filter.
-type TaskFilter struct {
+// Filter finds tasks of a namespace. What is empty or nil does not filter.
+type Filter struct {
 	Namespace       string
 	States          []State
 	TemplateName    string
