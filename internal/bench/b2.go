@@ -32,13 +32,18 @@ func runB2(ctx context.Context, w *world) error {
 	if err != nil {
 		return err
 	}
-	for i := range w.longChains {
-		if err := lone.together(i, i+1); err != nil {
-			lone.close()
-			return err
+	spent, err := w.costOf(ctx, w.longChains*w.chainSteps, func() error {
+		for i := range w.longChains {
+			if err := lone.together(i, i+1); err != nil {
+				return err
+			}
 		}
-	}
+		return nil
+	})
 	lone.close()
+	if err != nil {
+		return err
+	}
 
 	w.phase(time.Duration(w.manyChains*w.manySteps)*200*time.Microsecond, "B2: %d chains at once", w.manyChains)
 	many, err := w.openChains(ctx, "bench-many-chains", "bench.many_chains", w.manySteps, w.manyChains)
@@ -47,7 +52,8 @@ func runB2(ctx context.Context, w *world) error {
 	}
 	defer many.close()
 	begun := time.Now()
-	if err := many.together(0, w.manyChains); err != nil {
+	spentMany, err := w.costOf(ctx, w.manyChains*w.manySteps, func() error { return many.together(0, w.manyChains) })
+	if err != nil {
 		return err
 	}
 	took := time.Since(begun)
@@ -56,9 +62,11 @@ func runB2(ctx context.Context, w *world) error {
 	}
 
 	lone.steps.recordIn(w.doc, "B2")
+	spent.record(w.doc, "B2")
 	floor := least.call() + least.step()
 	least.record(w.doc, "B2", floor)
 	many.steps.recordIn(w.doc, "B2.many")
+	spentMany.record(w.doc, "B2.many")
 	w.doc.Set("B2.many.chains", float64(w.manyChains))
 	w.doc.Set("B2.many.steps_per_s", float64(w.manyChains*w.manySteps)/took.Seconds())
 	ours := lone.steps.ms(50)

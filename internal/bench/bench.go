@@ -182,8 +182,14 @@ func (w *world) facts(ctx context.Context) error {
 		key   string
 		value any
 	}{
-		{"quick", w.Quick}, {"cpus", runtime.NumCPU()}, {"go", runtime.Version()}, {"postgres", version}, {"fsync", fsync},
-		{"synchronous_commit", commit}, {"floor_version", floor.Version}, {"load_before", reading.Load},
+		{"quick", w.Quick},
+		{"cpus", runtime.NumCPU()},
+		{"go", runtime.Version()},
+		{"postgres", version},
+		{"fsync", fsync},
+		{"synchronous_commit", commit},
+		{"floor_version", floor.Version},
+		{"load_before", reading.Load},
 	} {
 		w.doc.Set(fact.key, fact.value)
 	}

@@ -28,6 +28,8 @@ const (
 	shortChain = 4
 	// chainBar is the most that a chain of four may take, at the median, in milliseconds.
 	chainBar = 10.0
+	// chainInFlight is what the worker takes at once: as much as a worker of some size, enough for all chains of B2.
+	chainInFlight = 100
 	// chainTimeout bounds how long a chain may take.
 	chainTimeout = time.Minute
 )
@@ -133,12 +135,13 @@ func (w *world) openChains(ctx context.Context, name, handler string, length, co
 		return nil, err
 	}
 	c.tasks = pb.NewTaskServiceClient(c.conns[0])
-	c.alive, c.fail = context.WithCancelCause(ctx)
+	alive, fail := context.WithCancelCause(ctx)
+	c.alive, c.fail = alive, fail
 	if c.ref, err = register(ctx, c.conns[0], name, handler, length); err == nil {
-		c.worker, err = openWorker(c.alive, c.conns[1], name, handler, 1000)
+		c.worker, err = openWorker(alive, c.conns[1], name, handler, chainInFlight)
 	}
 	if err != nil {
-		c.fail(nil)
+		fail(nil)
 		hangUp(c.conns)
 		return nil, err
 	}

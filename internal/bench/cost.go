@@ -72,6 +72,23 @@ func (w *world) costBetween(from, to reading, steps int64) cost {
 	return c
 }
 
+// costOf is what work of so many steps took. Sessions tell their commits late, so those of a short work are a guess; the
+// reading waits for none of them.
+func (w *world) costOf(ctx context.Context, steps int, work func() error) (cost, error) {
+	from, err := w.read(ctx)
+	if err != nil {
+		return cost{}, err
+	}
+	if err := work(); err != nil {
+		return cost{}, err
+	}
+	to, err := w.read(ctx)
+	if err != nil {
+		return cost{}, err
+	}
+	return w.costBetween(from, to, int64(steps)), nil
+}
+
 // floorCost is the floor's, whose server and client are one process.
 func floorCost(f *floor.Result) cost {
 	c := cost{postgres: -1, server: f.GoCPU, client: 0, wal: f.WALBytes, commits: f.Commits}

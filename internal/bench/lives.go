@@ -102,15 +102,7 @@ func (w *world) runLives(ctx context.Context, v variant) (lives, error) {
 	var submitters errgroup.Group
 	f.submit(ctx, open, &submitters, submitConns)
 
-	var from, to reading
-	var before, after int64
-	pause(ctx, w.warmup)
-	before = f.completed.Load()
-	if from, err = w.read(ctx); err == nil {
-		pause(ctx, w.window)
-		after = f.completed.Load()
-		to, err = w.read(ctx)
-	}
+	from, to, steps, err := f.measure(ctx)
 	closeWindow()
 	if submitErr := submitters.Wait(); submitErr != nil {
 		err = submitErr
@@ -131,12 +123,45 @@ func (w *world) runLives(ctx context.Context, v variant) (lives, error) {
 	if err != nil {
 		return lives{}, err
 	}
-	if after == before {
-		return lives{}, fmt.Errorf("no step ended within the window")
-	}
-	l := lives{perSecond: float64(after-before) / to.At.Sub(from.At).Seconds(), cost: w.costBetween(from, to, after-before), load: to.Load}
+	l := lives{perSecond: float64(steps) / to.At.Sub(from.At).Seconds(), cost: w.costBetween(from, to, steps), load: to.Load}
 	l.cost.wal = float64(final.WALBytes-first.WALBytes) / float64(f.completed.Load())
 	return l, nil
+}
+
+// measure takes readings at the beginning and the end of the window, and tells how many steps ended in it.
+func (f *flow) measure(ctx context.Context) (from, to reading, steps int64, err error) {
+	before, err := f.pass(ctx, f.w.warmup, 0)
+	if err != nil {
+		return from, to, 0, err
+	}
+	if from, err = f.w.read(ctx); err != nil {
+		return from, to, 0, err
+	}
+	after, err := f.pass(ctx, f.w.window, before)
+	if err != nil {
+		return from, to, 0, err
+	}
+	to, err = f.w.read(ctx)
+	return from, to, after - before, err
+}
+
+// pass lets time go by, on a slow machine as much more of it as the load needs to complete a step beyond those before. It
+// tells how many are complete.
+func (f *flow) pass(ctx context.Context, d time.Duration, before int64) (int64, error) {
+	pause(ctx, d)
+	timer := time.NewTimer(drainTimeout)
+	defer timer.Stop()
+	for {
+		if n := f.completed.Load(); n > before || ctx.Err() != nil {
+			return n, ctx.Err()
+		}
+		select {
+		case <-f.progressed:
+		case <-ctx.Done():
+		case <-timer.C:
+			return 0, fmt.Errorf("no step has ended in %s", drainTimeout)
+		}
+	}
 }
 
 // start opens the workers' streams and begins to report what comes. The context ends when one of them fails.
