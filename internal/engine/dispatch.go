@@ -157,17 +157,15 @@ func (h *hub) takeReports() []*pendingReport {
 const maxBatchBytes = 8 << 20
 
 // plan needs h.mu: it chooses lanes and reserves capacity for a claim. With reports to record, every lane that has room
-// is looked into, since the reports may wake steps of any; and what they conclude counts as free already.
+// is looked into, since the reports may wake steps of any; and what they conclude counts as free, for this transaction
+// only: until it has committed, no other may grant in its place, and if it fails, nothing was concluded.
 func (h *hub) plan(f *flush) {
 	if h.draining || len(h.sessions) == 0 || time.Now().Before(h.pause) {
 		return
 	}
-	for _, p := range f.reports {
-		if s := h.sessions[p.report.Token.SessionID]; s != nil {
-			s.forget(p.report.Token.Nonce)
-		}
-	}
+	restore := h.anticipate(f.reports)
 	perLane := h.fillSlots(len(f.reports) > 0)
+	restore()
 	if len(perLane) == 0 {
 		return
 	}
@@ -194,6 +192,30 @@ func (h *hub) plan(f *flush) {
 		})
 	}
 	slices.SortFunc(f.claim.Sessions, func(a, b store.SessionFence) int { return cmp.Compare(a.SessionID, b.SessionID) })
+}
+
+// anticipate needs h.mu: it forgets the leases that reports will conclude, until restore is called.
+func (h *hub) anticipate(reports []*pendingReport) (restore func()) {
+	type leaving struct {
+		*session
+		nonce   [16]byte
+		handler string
+	}
+	var gone []leaving
+	for _, p := range reports {
+		nonce := p.report.Token.Nonce
+		if s := h.sessions[p.report.Token.SessionID]; s != nil {
+			if handler, ok := s.leases[nonce]; ok {
+				s.forget(nonce)
+				gone = append(gone, leaving{s, nonce, handler})
+			}
+		}
+	}
+	return func() {
+		for _, l := range gone {
+			l.keep(l.nonce, l.handler)
+		}
+	}
 }
 
 // laneSlots is a lane and the sessions its next steps would go to.

@@ -82,6 +82,8 @@ func (e *Engine) late(p *pendingReport) {
 			p.answer(nil, err)
 			return
 		}
+		// Whatever was decided, the token's lease stands no more; a commit whose answer was lost may have ended it.
+		change.Freed = append(change.Freed, p.report.Token)
 		e.changed(change)
 		if answer.Refused != nil {
 			p.answer(nil, answer.Refused)

@@ -84,10 +84,18 @@ func (s *session) unreserve(handler string) {
 	s.byHandler[handler]--
 }
 
-// hold turns a reservation into a lease.
+// hold turns a reservation into a lease. A take-over that read the leases meanwhile may have counted it already.
 func (s *session) hold(nonce [16]byte, handler string) {
-	s.reserved--
-	s.leases[nonce] = handler
+	s.unreserve(handler)
+	s.keep(nonce, handler)
+}
+
+// keep counts a lease, once.
+func (s *session) keep(nonce [16]byte, handler string) {
+	if _, known := s.leases[nonce]; !known {
+		s.leases[nonce] = handler
+		s.byHandler[handler]++
+	}
 }
 
 // forget drops a lease that the database no longer has.
@@ -208,10 +216,7 @@ func (h *hub) adopt(id, epoch int32, r *Registration, leases []store.SessionLeas
 	stands := make(map[[16]byte]bool, len(leases))
 	for _, l := range leases {
 		stands[l.Token.Nonce] = true
-		if _, known := s.leases[l.Token.Nonce]; !known {
-			s.leases[l.Token.Nonce] = l.Handler
-			s.byHandler[l.Handler]++
-		}
+		s.keep(l.Token.Nonce, l.Handler)
 	}
 	o.InFlight = len(leases)
 	if polling {
