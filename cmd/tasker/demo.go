@@ -105,7 +105,7 @@ func runDemo(ctx context.Context, c *cli, options demoOptions) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, options.timeout, fmt.Errorf("not finished within %s", options.timeout))
 	defer cancel()
 	d := &demo{demoOptions: options, cli: c, printer: newPrinter(c, "table"), started: time.Now(), starter: newStarter()}
-	defer func() { err = errors.Join(err, d.close()) }()
+	defer func() { err = errors.Join(err, d.close(context.WithoutCancel(ctx))) }()
 	if err := d.prepare(ctx); err != nil {
 		return err
 	}
@@ -190,14 +190,14 @@ func (d *demo) run(ctx context.Context) error {
 		}
 	}
 	board := d.newBoard()
-	defer board.close()
+	defer func() { board.close(context.WithoutCancel(ctx)) }()
 	if err := d.breakThings(ctx, board); err != nil {
 		return err
 	}
 	if err := board.await(ctx, "every task has ended", func(p demoProgress) bool { return p.ended == d.tasks }); err != nil {
 		return err
 	}
-	board.close()
+	board.close(ctx)
 	if err := d.stopWorkers(ctx); err != nil {
 		return err
 	}
@@ -216,32 +216,37 @@ func (d *demo) run(ctx context.Context) error {
 
 // breakThings submits the tasks and, as they get on, kills what works on them.
 func (d *demo) breakThings(ctx context.Context, board *demoBoard) error {
-	first := d.tasks * 6 / 10
+	if err := board.await(ctx, "every worker has a stream open", func(p demoProgress) bool { return p.workers == len(d.workers) }); err != nil {
+		return err
+	}
+	first := max(1, d.tasks*6/10)
 	d.say("submitting %d tasks", first)
 	if err := d.client.submit(ctx, 1, first); err != nil {
 		return err
 	}
 	settled := func(share float64) func(demoProgress) bool {
 		return func(p demoProgress) bool {
-			return float64(p.settledSteps) >= share*float64(first*len(registration.Steps))
+			// What is blocked behind a failure never settles, so few tasks may all end before their share is reached.
+			return float64(p.settledSteps) >= share*float64(first*len(registration.Steps)) || p.ended == first
 		}
 	}
-	for _, act := range []struct {
+	for _, victim := range []struct {
+		name  string
 		share float64
-		do    func(context.Context) error
-	}{
-		{0.15, func(context.Context) error { return d.replaceWorker("python-1") }},
-		{0.30, func(context.Context) error { return d.replaceWorker("go-1") }},
-		{0.45, func(ctx context.Context) error { return d.replaceServer(ctx, first+1, d.tasks) }},
-	} {
-		if err := board.await(ctx, fmt.Sprintf("%.0f %% of the steps have ended", act.share*100), settled(act.share)); err != nil {
+	}{{"python-1", 0.15}, {"go-1", 0.30}} {
+		if err := board.await(ctx, victim.name+" is in the middle of its work", func(p demoProgress) bool {
+			return settled(victim.share)(p) && d.holds(victim.name) > 0 || settled(victim.share+0.4)(p)
+		}); err != nil {
 			return err
 		}
-		if err := act.do(ctx); err != nil {
+		if err := d.replaceWorker(victim.name); err != nil {
 			return err
 		}
 	}
-	return nil
+	if err := board.await(ctx, "the tasks are half done", settled(0.45)); err != nil {
+		return err
+	}
+	return d.replaceServer(ctx, first+1, d.tasks)
 }
 
 // replaceServer kills the server, and its PostgreSQL with it, while a client is submitting, and starts another.
@@ -264,13 +269,22 @@ func (d *demo) replaceServer(ctx context.Context, from, to int) error {
 	return d.askAll(ctx, "")
 }
 
+// closeTimeout bounds the end of a run that has failed.
+const closeTimeout = 10 * time.Second
+
 // close ends everything that still runs.
-func (d *demo) close() error {
+func (d *demo) close(ctx context.Context) error {
 	for _, worker := range d.workers {
 		worker.kill()
 	}
 	if d.server != nil {
-		d.server.kill()
+		// A server that is asked to stop waits for its PostgreSQL; one that is killed leaves it behind for a moment, and with
+		// it files that come and go.
+		ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+		defer cancel()
+		if err := d.server.stop(ctx); err != nil {
+			d.server.kill()
+		}
 	}
 	var errs []error
 	if d.client != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,8 +36,10 @@ type demoBoard struct {
 	progress demoProgress
 }
 
-// demoProgress is how the tasks stood at one instant.
+// demoProgress is how things stood at one instant.
 type demoProgress struct {
+	// workers have a stream open.
+	workers                        int
 	tasks, complete, failed, ended int
 	// settledSteps are complete or failed for good.
 	settledSteps int
@@ -63,14 +66,14 @@ func (b *demoBoard) hide() {
 	}
 }
 
-func (b *demoBoard) close() {
-	b.disconnect()
-	b.demo.board = nil
+func (b *demoBoard) close(ctx context.Context) {
+	b.disconnect(ctx)
+	b.board = nil
 }
 
-func (b *demoBoard) disconnect() {
+func (b *demoBoard) disconnect(ctx context.Context) {
 	if b.conn != nil {
-		_ = b.conn.Close(context.Background()) // The server may have been killed.
+		_ = b.conn.Close(ctx) // The server may have been killed.
 		b.conn = nil
 	}
 }
@@ -88,7 +91,7 @@ func (b *demoBoard) await(ctx context.Context, what string, holds func(demoProgr
 				return nil
 			}
 		} else {
-			b.disconnect()
+			b.disconnect(ctx)
 		}
 		if err := errors.Join(b.server.gone(), b.workersGone()); err != nil {
 			return err
@@ -176,6 +179,30 @@ func (r readinessRow) bucket() string {
 	return r.CurrentState
 }
 
+// urgency orders steps for the eye: what waits for its retry, what runs, what has failed for good.
+func (r readinessRow) urgency() int {
+	switch {
+	case r.NextRetryAt != nil:
+		return 0
+	case r.CurrentState == "in_progress":
+		return 1
+	}
+	return 2
+}
+
+// compareTimes puts nil first.
+func compareTimes(a, b *time.Time) int {
+	switch {
+	case a == nil && b == nil:
+		return 0
+	case a == nil:
+		return -1
+	case b == nil:
+		return 1
+	}
+	return a.Compare(*b)
+}
+
 // step is the row as the contract has it, for the table that `tasker steps` prints.
 func (r readinessRow) step() *taskerv1.Step {
 	step := &taskerv1.Step{
@@ -211,6 +238,9 @@ func (b *demoBoard) look(ctx context.Context) error {
 		tasks = append(tasks, id)
 	}
 	now := demoProgress{tasks: len(tasks), buckets: make(map[string]map[string]int)}
+	if err := b.conn.QueryRow(ctx, `select connected_workers from system_health_counts`).Scan(&now.workers); err != nil {
+		return err
+	}
 	rows, err := b.conn.Query(ctx, `select status, count(*) from get_task_execution_contexts_batch($1) group by status`, tasks)
 	if err != nil {
 		return err
@@ -251,17 +281,8 @@ func (b *demoBoard) look(ctx context.Context) error {
 			moving = append(moving, step)
 		}
 	}
-	// What failed last comes first; runs that have not failed come last.
 	slices.SortStableFunc(moving, func(a, b readinessRow) int {
-		switch {
-		case a.LastFailureAt == nil && b.LastFailureAt == nil:
-			return 0
-		case a.LastFailureAt == nil:
-			return 1
-		case b.LastFailureAt == nil:
-			return -1
-		}
-		return b.LastFailureAt.Compare(*a.LastFailureAt)
+		return cmp.Or(cmp.Compare(a.urgency(), b.urgency()), compareTimes(a.NextRetryAt, b.NextRetryAt), -compareTimes(a.LastFailureAt, b.LastFailureAt))
 	})
 	for _, step := range moving[:min(len(moving), boardDetail)] {
 		now.moving = append(now.moving, step.step())
@@ -277,7 +298,7 @@ func (p demoProgress) String() string {
 // show draws the tables, or now and then says a line.
 func (b *demoBoard) show() error {
 	if !b.printer.terminal {
-		if time.Since(b.lined) < boardLine {
+		if b.progress.tasks == 0 || time.Since(b.lined) < boardLine {
 			return nil
 		}
 		b.lined = time.Now()
@@ -292,6 +313,9 @@ func (b *demoBoard) show() error {
 			line += fmt.Sprintf(" %d %s", sums[bucket], bucket)
 		}
 		b.say("%s", line)
+		return nil
+	}
+	if b.progress.tasks == 0 {
 		return nil
 	}
 	byName := b.printer.table(append([]string{"name"}, demoBuckets...)...)

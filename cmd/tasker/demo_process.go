@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/taskerhq/tasker/examples/registration"
+	"github.com/taskerhq/tasker/internal/history"
 )
 
 // starter starts processes that end with this one, however it ends: the kernel kills them when the thread that started
@@ -64,7 +66,8 @@ func (d *demo) launch(name string, stdout io.Writer, program string, args ...str
 	if err != nil {
 		return nil, fmt.Errorf("opening the log of %s: %w", name, err)
 	}
-	defer log.Close()
+	// The process has its own.
+	defer log.Close() //nolint:errcheck // Nothing was written here.
 	c.cmd = exec.Command(program, args...)
 	c.cmd.Stdout, c.cmd.Stderr = stdout, log
 	c.cmd.Env = append(os.Environ(), "PYTHONPATH="+d.stubs, "PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1")
@@ -106,12 +109,14 @@ func (c *child) stop(ctx context.Context) error {
 	return nil
 }
 
+var errEarly = errors.New("without an error, too early")
+
 // gone says that a process ended that was not to.
 func (c *child) gone() error {
 	select {
 	case <-c.ended:
 		if !c.wanted {
-			return fmt.Errorf("%s (process %d) ended by itself: %v", c.name, c.pid(), c.err)
+			return fmt.Errorf("%s (process %d) ended by itself: %w", c.name, c.pid(), cmp.Or(c.err, errEarly))
 		}
 	default:
 	}
@@ -163,7 +168,7 @@ func (d *demo) startServer(ctx context.Context, listen string) (*demoServer, err
 	if err != nil {
 		return nil, fmt.Errorf("starting the server: %w", err)
 	}
-	defer out.Close()
+	defer out.Close() //nolint:errcheck // It was only read.
 	c, err := d.launch("server", in, self, "serve", "--listen", listen, "--data-dir", d.dataDir())
 	_ = in.Close() // The server has its own.
 	if err != nil {
@@ -261,19 +266,39 @@ func (d *demo) workerCommand(plan workerPlan) (program string, args []string, er
 	return self, args, nil
 }
 
+// worker is the newest one of a name.
+func (d *demo) worker(name string) *demoWorker {
+	for i := len(d.workers) - 1; i >= 0; i-- {
+		if d.workers[i].plan.name == name {
+			return d.workers[i]
+		}
+	}
+	return nil
+}
+
+// holds is how many steps a worker has been given and has not been answered for, by its journal.
+func (d *demo) holds(name string) int {
+	held := make(map[string]bool)
+	// A journal that cannot be read yet holds nothing.
+	_ = history.ReadJournal(d.worker(name).journal, func(entry history.Entry) error {
+		switch entry.Kind {
+		case history.FrameReceived:
+			held[entry.Token] = true
+		case history.ReportAnswered:
+			delete(held, entry.Token)
+		}
+		return nil
+	})
+	return len(held)
+}
+
 // replaceWorker kills the newest worker of a name, and starts another.
 func (d *demo) replaceWorker(name string) error {
-	for i := len(d.workers) - 1; i >= 0; i-- {
-		worker := d.workers[i]
-		if worker.plan.name != name {
-			continue
-		}
-		worker.kill()
-		d.say("kill -9 worker %s, process %d", name, worker.pid())
-		_, err := d.startWorker(worker.plan)
-		return err
-	}
-	return fmt.Errorf("no worker %s", name)
+	worker := d.worker(name)
+	worker.kill()
+	d.say("kill -9 worker %s, process %d, with %d steps in its hands", name, worker.pid(), d.holds(name))
+	_, err := d.startWorker(worker.plan)
+	return err
 }
 
 // stopWorkers lets the workers that are left finish, and sees that they do.

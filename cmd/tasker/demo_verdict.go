@@ -73,7 +73,10 @@ func (d *demo) askAll(ctx context.Context, status string) error {
 		d.board.hide()
 	}
 	for _, query := range registration.Queries {
-		fmt.Fprintf(d.cli.stdout, "\n%s\n", d.printer.paint(styleDim, strings.TrimSpace(query)))
+		fmt.Fprintln(d.cli.stdout)
+		for line := range strings.SplitSeq(strings.TrimSpace(query), "\n") {
+			fmt.Fprintln(d.cli.stdout, d.printer.paint(styleDim, line))
+		}
 		if err := d.askOne(ctx, conn, query, tasks); err != nil {
 			return fmt.Errorf("asking %q: %w", query, err)
 		}

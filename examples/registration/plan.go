@@ -69,7 +69,7 @@ var behaviours = []behaviour{
 // PlanFor is the plan of one service for one user. It depends on its arguments alone.
 func PlanFor(seed uint64, service string, user int64) Plan {
 	name := fnv.New64a()
-	name.Write([]byte(service))
+	_, _ = name.Write([]byte(service))                             // never fails
 	draw := rand.New(rand.NewPCG(seed^name.Sum64(), uint64(user))) //nolint:gosec // A plan is to be foreseen.
 	latency := 50*time.Millisecond + time.Duration(draw.Int64N(int64(350*time.Millisecond)))
 	plan := Plan{After: created}

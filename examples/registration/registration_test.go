@@ -102,7 +102,9 @@ func post(t *testing.T, services *registration.Services, service string, user in
 	if err != nil {
 		return nil
 	}
-	response.Body.Close()
+	if err := response.Body.Close(); err != nil {
+		t.Error(err)
+	}
 	return response
 }
 

@@ -72,6 +72,7 @@ class Worker:
         self.stream = None
         self.heard = time.monotonic()
         self.stopping = False
+        self.left = threading.Event()  # the stream is followed no more
 
     def ask(self, method, request):
         """Calls once. Gives (answer, None), or (None, code), where an empty code means: ask again."""
@@ -150,6 +151,7 @@ class Worker:
                 if error.code().name in FINAL:
                     sys.exit(f"refused by the server: {error.code().name}: {error.details()}")
                 print(f"stream ended: {error.code().name}; opening another", file=sys.stderr)
+        self.left.set()
 
     def stop(self):
         """No new step, and an end when those that run have been reported."""
@@ -162,7 +164,9 @@ class Worker:
             time.sleep(random.uniform(0, 1))
         while self.ours:
             time.sleep(0.05)
-        self.stream.cancel()
+        while not self.left.wait(0.05):  # the main thread may be opening another stream just now
+            if self.stream is not None:
+                self.stream.cancel()
 
 
 def caller(url):

@@ -33,7 +33,7 @@ func TestColumnsOfTheSQLPage(t *testing.T) {
 		return fmt.Sprintf("<!-- columns of %s -->\n%s<!-- end -->", parts[1], columnsOf(t, db, parts[1]))
 	})
 	if *update {
-		if err := os.WriteFile(filepath.Join(root, sqlPage), []byte(written), 0o644); err != nil { //nolint:gosec // A page of documentation.
+		if err := os.WriteFile(filepath.Join(root, sqlPage), []byte(written), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		return

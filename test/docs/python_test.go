@@ -79,11 +79,11 @@ func TestWorkerIsAsShortAsThePageSays(t *testing.T) {
 // and ends in order.
 func TestWorkerOfThePage(t *testing.T) {
 	t.Parallel()
-	data, err := os.MkdirTemp(work, "worker-")
+	data, err := os.MkdirTemp(work, "worker-") //nolint:usetesting // PostgreSQL may run as another user, who cannot enter what t.TempDir makes.
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(data, 0o755); err != nil { //nolint:gosec // PostgreSQL may run as another user, who must get through.
+	if err := os.Chmod(data, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	server, err := startServer(filepath.Join(data, "data"), "127.0.0.1:0")

@@ -54,17 +54,17 @@ type shell struct {
 
 func newShell(t *testing.T) *shell {
 	t.Helper()
-	dir, err := os.MkdirTemp(work, "shell-")
+	dir, err := os.MkdirTemp(work, "shell-") //nolint:usetesting // PostgreSQL may run as another user, who cannot enter what t.TempDir makes.
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // PostgreSQL may run as another user, who must get through.
+	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	s := &shell{dir: dir, address: freeAddress(t)}
 	bin := filepath.Join(dir, "path")
 	for _, folder := range []string{bin, filepath.Join(dir, "bin"), filepath.Join(dir, "tmp")} {
-		if err := os.Mkdir(folder, 0o755); err != nil { //nolint:gosec // The same.
+		if err := os.Mkdir(folder, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -100,7 +100,7 @@ exec /usr/bin/env python3 "$@"`, filepath.Join(module, ".venv")))
 
 func (s *shell) script(t *testing.T, path, body string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte("#!/bin/bash\nset -euo pipefail\n"+body+"\n"), 0o755); err != nil { //nolint:gosec // It is to be run.
+	if err := os.WriteFile(path, []byte("#!/bin/bash\nset -euo pipefail\n"+body+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -112,7 +112,7 @@ func freeAddress(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
+	defer listener.Close() //nolint:errcheck // Nothing was sent.
 	return listener.Addr().String()
 }
 
