@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"flag"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -20,13 +21,16 @@ var crossingFor = flag.Duration("crossing.for", 8*time.Second, "how long batches
 // few tasks at once, in batches whose entries come in any order. All of them take their locks in one order, so no two wait
 // for each other; and whatever they did, the tables are sound afterwards.
 func TestCrossingBatchesOfEveryVerbMeetNoDeadlock(t *testing.T) {
-	c := newCrowd(t, 4, 4)
+	c := newCrowd(t, 4, 5)
 	x := &crossing{crowd: c}
+	for n := range 6 {
+		x.sessions = append(x.sessions, c.open(fmt.Sprintf("worker %d", n)))
+	}
 	ctx, stop := context.WithTimeout(t.Context(), *crossingFor)
 	defer stop()
 	var all sync.WaitGroup
 	for _, s := range c.servers {
-		for _, verb := range []func(*store.Store){x.work, x.work, x.operate, x.sweep} {
+		for _, verb := range []func(*store.Store){x.work, x.work, x.operate, x.sweep, x.meet} {
 			all.Go(func() {
 				for ctx.Err() == nil && !t.Failed() {
 					verb(s)
@@ -49,7 +53,8 @@ func TestCrossingBatchesOfEveryVerbMeetNoDeadlock(t *testing.T) {
 
 type crossing struct {
 	*crowd
-	batches atomic.Int64
+	batches  atomic.Int64
+	sessions []store.SessionFence
 
 	mu     sync.Mutex
 	tasks  []task.ID
@@ -88,7 +93,15 @@ func (x *crossing) work(s *store.Store) {
 		x.tasks = append(x.tasks, ids...)
 		x.mu.Unlock()
 	case 1:
-		x.took(x.claim(s, 1+rand.IntN(20)))
+		// For several sessions at once; those that were taken over meanwhile get nothing.
+		claim := x.claimOf(1 + rand.IntN(20))
+		claim.Sessions = append(claim.Sessions, x.sessions...)
+		for i := range claim.Lanes[0].Slots {
+			claim.Lanes[0].Slots[i] = claim.Sessions[i%len(claim.Sessions)].SessionID
+		}
+		grants, err := s.Claim(x.Context(), x.ns, claim)
+		x.refusal(err)
+		x.took(tokensOf(grants))
 	case 2:
 		var beats []store.Beat
 		for _, token := range x.held(20) {
@@ -167,6 +180,23 @@ func (x *crossing) operate(s *store.Store) {
 	}
 	x.refusal(err)
 	x.settle(s, change)
+}
+
+// meet says that sessions are alive, in any order, and takes one of them over.
+func (x *crossing) meet(s *store.Store) {
+	x.batches.Add(1)
+	var ids, epochs []int32
+	for _, f := range shuffled(x.sessions) {
+		ids, epochs = append(ids, f.SessionID), append(epochs, f.Epoch)
+	}
+	_, err := s.KeepSessions(x.Context(), ids, epochs)
+	x.refusal(err)
+	if rand.IntN(50) == 0 {
+		_, _, _, err := s.OpenSession(x.Context(), x.ns, [16]byte{2}, store.Session{
+			WorkerID: "worker 0", InstanceID: "1", MaxInFlight: 1, Handlers: []string{"work"},
+		})
+		x.refusal(err)
+	}
 }
 
 // sweep does what every server does by itself.

@@ -51,12 +51,17 @@ func newCrowd(t *testing.T, servers int, conns int32) *crowd {
 	c.ok(err)
 	c.lane, err = c.servers[0].EnsureLane(t.Context(), store.Lane{NamespaceID: c.ns, Handler: "work", Priority: 1})
 	c.ok(err)
-	c.fence.SessionID, c.fence.Epoch, _, err = c.servers[0].OpenSession(t.Context(), c.ns, [16]byte{1}, store.Session{
-		WorkerID: "worker", InstanceID: "1", MaxInFlight: 1_000_000, Handlers: []string{"work"},
+	c.fence = c.open("worker")
+	return c
+}
+
+func (c *crowd) open(worker string) store.SessionFence {
+	c.Helper()
+	id, epoch, _, err := c.servers[0].OpenSession(c.Context(), c.ns, [16]byte{1}, store.Session{
+		WorkerID: worker, InstanceID: "1", MaxInFlight: 1_000_000, Handlers: []string{"work"},
 	})
 	c.ok(err)
-	c.fence.DeliveryTimeout, c.fence.Beats = time.Hour, true
-	return c
+	return store.SessionFence{SessionID: id, Epoch: epoch, DeliveryTimeout: time.Hour, Beats: true}
 }
 
 func (c *crowd) close() {

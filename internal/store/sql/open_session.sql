@@ -3,10 +3,18 @@
 -- Answers nothing when another live instance holds the worker_id; one that fell silent is closed.
 -- $1 namespace_id int, $2 worker_id text, $3 instance_id text, $4 replica_id uuid, $5 max_in_flight int, $6 handlers text[],
 -- $7 labels text[], $8 build_id text, $9 client_info text, $10 live_for interval, $11 at timestamptz
-with other as materialized (
-  select session_id, closed_at is null and seen_at > coalesce($11::timestamptz, now()) - $10::interval as live
+with locked as materialized (
+  -- all instances, in order, as claims lock them
+  select session_id, instance_id, closed_at, seen_at
   from worker_session
-  where namespace_id = $1 and worker_id = $2 and instance_id <> $3
+  where namespace_id = $1 and worker_id = $2
+  order by session_id
+  for no key update
+),
+other as materialized (
+  select session_id, closed_at is null and seen_at > coalesce($11::timestamptz, now()) - $10::interval as live
+  from locked
+  where instance_id <> $3
 ),
 superseded as (
   update worker_session set closed_at = coalesce($11::timestamptz, now()), epoch = epoch + 1
