@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -30,6 +31,7 @@ ended, and all retry and backoff state lives in Postgres, where SQL can read it.
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetIn(c.stdin)
 	root.SetOut(c.stdout)
@@ -38,5 +40,23 @@ ended, and all retry and backoff state lives in Postgres, where SQL can read it.
 	for _, command := range commands {
 		root.AddCommand(command(c))
 	}
+	wrongArgsAreUsage(root)
 	return root
+}
+
+// wrongArgsAreUsage gives wrong arguments the exit status of wrong flags, whatever the command.
+func wrongArgsAreUsage(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			err := check(cmd, args)
+			var exit *exitError
+			if err == nil || errors.As(err, &exit) {
+				return err
+			}
+			return &exitError{code: exitUsage, err: err}
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		wrongArgsAreUsage(sub)
+	}
 }

@@ -24,6 +24,7 @@ left join step_end as ended on ended.task_id = $2 and ended.step_no = step.step_
 left join lateral (
   select f.* from step_failure f
   where f.task_id = $2 and f.step_no = step.step_no and f.epoch = readiness.epoch and f.outcome <> 'lost_lease'
+    and ended.state is distinct from 'complete' -- a success clears it
   order by f.dispatch desc
   limit 1
 ) failure on true

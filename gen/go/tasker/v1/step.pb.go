@@ -357,7 +357,7 @@ type Step struct {
 	// The delay the last failure's worker asked for, after clamping. last_attempted_at plus this is next_retry_at, exactly. Unset
 	// when it asked for none, and after a success or a reset. SQL: backoff_request_seconds.
 	BackoffRequestDuration *durationpb.Duration `protobuf:"bytes,22,opt,name=backoff_request_duration,json=backoffRequestDuration,proto3" json:"backoff_request_duration,omitempty"`
-	// The last failure of this epoch; its fields stay while the step runs again. Unset when there was none.
+	// The last failure of this epoch; its fields stay while the step runs again. Unset when there was none, and after a success.
 	LastFailure *Failure `protobuf:"bytes,23,opt,name=last_failure,json=lastFailure,proto3" json:"last_failure,omitempty"`
 	// The live lease. Unset unless state is in_progress.
 	Lease *StepLease `protobuf:"bytes,24,opt,name=lease,proto3" json:"lease,omitempty"`
