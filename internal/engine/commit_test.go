@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/taskerhq/tasker/internal/engine"
 	"github.com/taskerhq/tasker/internal/pgtest"
 	"github.com/taskerhq/tasker/internal/store"
@@ -15,22 +17,31 @@ import (
 // done by then, and nobody sees it.
 type gate struct {
 	*testing.T
-	db *pgtest.DB
+	db   *pgtest.DB
+	conn *pgx.Conn // holds the gate
 }
 
 func closeGate(t *testing.T, db *pgtest.DB, table string) *gate {
 	t.Helper()
-	g := &gate{T: t, db: db}
+	g := &gate{T: t, db: db, conn: db.Conn(t)}
 	g.execute(`create function gate() returns trigger language plpgsql security definer as $$
 		begin perform pg_advisory_xact_lock_shared(1); return null; end $$`)
 	g.execute(`create constraint trigger gate after insert on ` + table + ` deferrable initially deferred
 		for each row execute function gate()`)
-	conn := db.Conn(t)
-	if _, err := conn.Exec(t.Context(), "select pg_advisory_lock(1)"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) }) // which opens it, whatever the test came to
+	t.Cleanup(func() { _ = g.conn.Close(context.Background()) }) // which opens it, whatever the test came to
+	g.shut()
 	return g
+}
+
+func (g *gate) shut() { g.hold("select pg_advisory_lock(1)") }
+
+func (g *gate) open() { g.hold("select pg_advisory_unlock(1)") }
+
+func (g *gate) hold(sql string) {
+	g.Helper()
+	if _, err := g.conn.Exec(g.Context(), sql); err != nil {
+		g.Fatal(err)
+	}
 }
 
 func (g *gate) execute(sql string) {
