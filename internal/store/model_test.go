@@ -353,7 +353,7 @@ func (m *model) conclude(s *modelStep, o modelOutcome) {
 	if asked == nil {
 		f.base = curves[s.policy.curve].delay(s.failures)
 	} else {
-		f.clamped = *asked > s.policy.maxRetryAfter
+		f.clamped = *asked > s.policy.maxRetryAfter || *asked < 0
 		f.base = max(min(*asked, s.policy.maxRetryAfter), 0)
 		f.requested = ptr(f.base)
 	}
