@@ -131,7 +131,7 @@ func reported(r *task.Report, a *task.Reported) *pb.ReportStepResultResponse {
 	resp := &pb.ReportStepResultResponse{
 		Step: &pb.ReportedStep{
 			StepId: a.Step.String(), TaskId: a.Step.Task().String(), State: stepStates.value(string(a.State)),
-			Attempts: count(a.Attempts), RetryLimit: count(a.RetryLimit), ParkedReason: parkedReason(r, a),
+			Attempts: count(a.Attempts), RetryLimit: count(a.RetryLimit), ParkedReason: parkedReasons.value(a.ParkedReason),
 			Dispatch: r.Token.Dispatch, Epoch: count(a.Epoch), LostLeases: count(a.LostLeases),
 		},
 		AlreadyRecorded: a.AlreadyRecorded, AppliedDelay: duration(a.AppliedDelay), DelaySource: delaySources.value(string(a.DelaySource)),
@@ -141,17 +141,4 @@ func reported(r *task.Report, a *task.Reported) *pb.ReportStepResultResponse {
 		resp.AppliedReach = pb.Reach_REACH_STEP
 	}
 	return resp
-}
-
-// parkedReason is why the step is failed for good, from how it stands: a retryable failure that used up the last attempt
-// exhausted it, anything else was final by itself.
-func parkedReason(r *task.Report, a *task.Reported) pb.ParkedReason {
-	switch {
-	case !a.Parked:
-		return pb.ParkedReason_PARKED_REASON_UNSPECIFIED
-	case r.Outcome == task.RetryableFailure && a.Attempts >= a.RetryLimit:
-		return pb.ParkedReason_PARKED_REASON_EXHAUSTED
-	default:
-		return pb.ParkedReason_PARKED_REASON_PERMANENT
-	}
 }

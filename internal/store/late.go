@@ -112,13 +112,14 @@ func (s *Store) acceptLate(ctx context.Context, tx pgx.Tx, r *task.Report, stand
 func (s *Store) stepAfter(ctx context.Context, tx pgx.Tx, token task.Token) (*task.Reported, error) {
 	r := &task.Reported{Step: token.Step}
 	var (
-		state    string
-		source   *string
-		runnable *bool
+		state        string
+		park, source *string
+		runnable     *bool
 	)
 	err := tx.QueryRow(ctx, sqlText("step_after"), int64(token.Step.Task()), token.Step.No(), token.Dispatch, s.at()).Scan(
-		&state, &r.Attempts, &r.Dispatches, &r.LostLeases, &r.Epoch, &r.RetryLimit, &r.Parked, &r.ErrorCode, &r.RecordedAt,
+		&state, &r.Attempts, &r.Dispatches, &r.LostLeases, &r.Epoch, &r.RetryLimit, &park, &r.ErrorCode, &r.RecordedAt,
 		&r.NextRetryAt, &r.AppliedDelay, &source, &r.DelayClamped, &runnable)
+	r.Parked, r.ParkedReason = park != nil, deref(park)
 	r.State, r.DelaySource, r.RetryEligible = task.StepState(state), task.DelaySource(deref(source)), deref(runnable)
 	return r, err
 }

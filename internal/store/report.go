@@ -223,6 +223,7 @@ func (s *Store) queueFailures(b *pgx.Batch, namespaceID int32, failures []failur
 			return err
 		}
 		r.Step, r.State, r.Parked = task.ID(taskID).Step(stepNo), task.StepError, park != nil
+		r.ParkedReason = deref(park)
 		r.DelaySource, r.ErrorCode = task.DelaySource(deref(source)), deref(code)
 		r.RetryEligible = !r.Parked && !r.NextRetryAt.After(r.RecordedAt)
 		change.Tasks = append(change.Tasks, task.ID(taskID))

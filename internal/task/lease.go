@@ -107,7 +107,8 @@ type Reported struct {
 	Dispatches      int
 	LostLeases      int
 	Epoch           int
-	Parked          bool // failed for good
+	Parked          bool   // failed for good
+	ParkedReason    string // why; empty: not failed for good
 	RetryEligible   bool
 	ErrorCode       string
 	RecordedAt      time.Time
