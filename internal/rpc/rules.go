@@ -8,6 +8,8 @@ import (
 	"buf.build/go/protovalidate"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
 	"github.com/taskerhq/tasker/internal/task"
@@ -54,15 +56,53 @@ func (r *rules) check(m proto.Message) error {
 	case err != nil:
 		return fmt.Errorf("checking %s: %w", m.ProtoReflect().Descriptor().FullName(), err)
 	}
-	switch m.(type) {
-	case *pb.ReportStepResultRequest, *pb.BatchReportStepResultsRequest:
-		// What a program failed with is recorded, whatever it is: see errorText.
-		return nil
-	case *pb.HeartbeatStepsRequest, *pb.ReleaseStepsRequest:
+	switch m := m.(type) {
+	case *pb.BatchReportStepResultsRequest, *pb.HeartbeatStepsRequest, *pb.ReleaseStepsRequest:
 		// Each entry is checked alone.
 		return nil
+	case *pb.ReportStepResultRequest:
+		// What a program failed with is recorded, whatever it is: see errorText. How long it ran is never refused.
+		return wellFormed(m.GetRetryableFailure().ProtoReflect(), "retryable_failure")
 	}
-	return nulFree(m.ProtoReflect(), "")
+	return errors.Join(nulFree(m.ProtoReflect(), ""), wellFormed(m.ProtoReflect(), ""))
+}
+
+// wellFormed refuses a duration or an instant whose seconds and nanoseconds contradict each other, which no rule of a field
+// looks at: read as a number it might be anything.
+func wellFormed(m protoreflect.Message, path string) (err error) {
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if f.Message() == nil || f.IsMap() {
+			return true
+		}
+		name := joinField(path, string(f.Name()))
+		if !f.IsList() {
+			err = wellFormedValue(v.Message(), name)
+			return err == nil
+		}
+		for i := range v.List().Len() {
+			if err = wellFormedValue(v.List().Get(i).Message(), fmt.Sprintf("%s[%d]", name, i)); err != nil {
+				break
+			}
+		}
+		return err == nil
+	})
+	return err
+}
+
+func wellFormedValue(m protoreflect.Message, path string) error {
+	switch v := m.Interface().(type) {
+	case *durationpb.Duration:
+		if v.CheckValid() != nil {
+			return task.Invalid(path, "is no duration: seconds and nanos must bear one sign, and nanos stay below a second")
+		}
+	case *timestamppb.Timestamp:
+		if v.CheckValid() != nil {
+			return task.Invalid(path, "is no instant: nanos must be 0 to 999999999")
+		}
+	default:
+		return wellFormed(m, path)
+	}
+	return nil
 }
 
 // nulFree refuses a NUL in any text: Postgres cannot store it, and no field is meant to hold one.
