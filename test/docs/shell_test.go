@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +14,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/taskerhq/tasker/internal/postgres"
 )
 
 // noteDatabase marks commands for a PostgreSQL of the reader's own.
@@ -173,17 +179,36 @@ for pid in $(jobs -p | tac); do
 done
 `
 
-// database makes an empty database and what the page calls its addresses, in the cluster of the shared server.
+// database makes a cluster of the reader's own, whose database belongs to somebody who is no superuser, and gives the page its
+// addresses.
 func (s *shell) database(t *testing.T) {
 	t.Helper()
-	owner := connect(t, sharedServer(t), "")
-	name := fmt.Sprintf("reader_%d", time.Now().UnixNano())
-	if _, err := owner.Exec(t.Context(), "create database "+name); err != nil {
+	cluster, err := postgres.Start(t.Context(), postgres.Config{Ephemeral: true, NoFsync: true, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
 		t.Fatal(err)
 	}
-	config := owner.Config()
-	url := func(user string) string {
-		return fmt.Sprintf("postgres://%s@/%s?host=%s&port=%d&sslmode=disable", user, name, config.Host, config.Port)
+	t.Cleanup(func() {
+		if err := cluster.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	conn, err := pgx.Connect(t.Context(), cluster.ConnString("postgres"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	s.env = append(s.env, "ADMIN_URL="+url(config.User), "TASKER_DATABASE_URL="+url("tasker_app"))
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	for _, statement := range []string{"create role dba login createrole", "create database reader owner dba"} {
+		if _, err := conn.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	as := func(user string) string {
+		address, err := url.Parse(cluster.ConnString("reader"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		address.User = url.User(user)
+		return address.String()
+	}
+	s.env = append(s.env, "ADMIN_URL="+as("dba"), "TASKER_DATABASE_URL="+as("tasker_app"))
 }
