@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
+	"github.com/taskerhq/tasker/internal/engine"
 	"github.com/taskerhq/tasker/internal/task"
 )
 
@@ -90,3 +91,11 @@ const MaxFrame = maxBatch
 
 // CallerOf is who made the call.
 func CallerOf(ctx context.Context) Caller { return caller(ctx) }
+
+// Collect reads a page of tasks.
+func Collect(req *pb.ListTasksRequest, fetch func(task.PageRequest) (task.Page[task.View], error)) ([]*pb.Task, string, error) {
+	return collect(req, fetch, taskMessage)
+}
+
+// WatchFrames makes frames of a change.
+func WatchFrames(c *engine.TaskChange) []*pb.WatchTaskResponse { return watchFrames(c) }

@@ -35,11 +35,13 @@ func (s *stepService) ListSteps(ctx context.Context, req *pb.ListStepsRequest) (
 	for i, state := range req.GetStates() {
 		states[i] = task.StepState(stepStates.word(state))
 	}
-	found, err := s.engine.ListSteps(ctx, id, states, page(req))
+	list, next, err := collect(req, func(r task.PageRequest) (task.Page[task.StepView], error) {
+		return s.engine.ListSteps(ctx, id, states, r)
+	}, stepMessage)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ListStepsResponse{Steps: messages(found.Items, stepMessage), NextPageToken: found.NextToken}, nil
+	return &pb.ListStepsResponse{Steps: list, NextPageToken: next}, nil
 }
 
 // ListStepAttempts reads a page of a step's dispatches.
@@ -48,11 +50,13 @@ func (s *stepService) ListStepAttempts(ctx context.Context, req *pb.ListStepAtte
 	if err != nil {
 		return nil, err
 	}
-	found, err := s.engine.ListStepAttempts(ctx, id, page(req))
+	list, next, err := collect(req, func(r task.PageRequest) (task.Page[task.AttemptView], error) {
+		return s.engine.ListStepAttempts(ctx, id, r)
+	}, attemptMessage)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ListStepAttemptsResponse{Attempts: messages(found.Items, attemptMessage), NextPageToken: found.NextToken}, nil
+	return &pb.ListStepAttemptsResponse{Attempts: list, NextPageToken: next}, nil
 }
 
 // RetryStep resets a step in error.

@@ -25,6 +25,9 @@ type taskService struct {
 
 // SubmitTask makes one task, and waits for its end if it was asked to.
 func (s *taskService) SubmitTask(ctx context.Context, req *pb.SubmitTaskRequest) (*pb.SubmitTaskResponse, error) {
+	if err := withinBatch(req); err != nil {
+		return nil, err
+	}
 	sub, _, err := s.submission(ctx, caller(ctx).Namespace, "task", req.GetTask())
 	if err != nil {
 		return nil, err
@@ -147,6 +150,9 @@ func withinBatch(req proto.Message) error {
 
 // ValidateTask answers what SubmitTask would make.
 func (s *taskService) ValidateTask(ctx context.Context, req *pb.ValidateTaskRequest) (*pb.ValidateTaskResponse, error) {
+	if err := withinBatch(req); err != nil {
+		return nil, err
+	}
 	sub, def, err := s.submission(ctx, caller(ctx).Namespace, "task", req.GetTask())
 	if err != nil {
 		return nil, err
@@ -179,11 +185,11 @@ func (s *taskService) ListTasks(ctx context.Context, req *pb.ListTasksRequest) (
 	for _, state := range req.GetStates() {
 		f.States = append(f.States, task.State(taskStates.word(state)))
 	}
-	found, err := s.engine.ListTasks(ctx, f, page(req))
+	list, next, err := collect(req, func(r task.PageRequest) (task.Page[task.View], error) { return s.engine.ListTasks(ctx, f, r) }, taskMessage)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ListTasksResponse{Tasks: messages(found.Items, taskMessage), NextPageToken: found.NextToken}, nil
+	return &pb.ListTasksResponse{Tasks: list, NextPageToken: next}, nil
 }
 
 // CancelTask ends a task.
@@ -234,8 +240,8 @@ func taskID(text string) (task.ID, error) {
 // watchIdle is how often an idle watch carries a heartbeat.
 const watchIdle = 15 * time.Second
 
-// maxFrameSteps is how many steps a frame carries. A step without payloads has a few KiB at most, its failure's texts.
-const maxFrameSteps = 250
+// maxFrameSteps is how many steps a frame carries at most.
+const maxFrameSteps = 1000
 
 // WatchTask sends a task's changes as they come.
 func (s *taskService) WatchTask(req *pb.WatchTaskRequest, stream grpc.ServerStreamingServer[pb.WatchTaskResponse]) error {
@@ -306,13 +312,24 @@ func follow(ctx context.Context, w *engine.Watch, changes chan<- watched) {
 	}
 }
 
+// fittingSteps is how many of the steps one frame carries, one at least. The task beside them is small.
+func fittingSteps(steps []*pb.Step) int {
+	room := maxBatch
+	for n, step := range steps {
+		if room -= proto.Size(step); n == maxFrameSteps || room < 0 && n > 0 {
+			return n
+		}
+	}
+	return len(steps)
+}
+
 // watchFrames is a change as frames of a bearable size. Only the last one of a snapshot bears the revision: a stream that
 // breaks before it is resumed from what the client had.
 func watchFrames(c *engine.TaskChange) []*pb.WatchTaskResponse {
 	var frames []*pb.WatchTaskResponse
 	steps := messages(c.Steps, stepMessage)
 	for first := true; first || len(steps) > 0; first = false {
-		n := min(len(steps), maxFrameSteps)
+		n := fittingSteps(steps)
 		f := &pb.WatchTaskResponse{Revision: c.Revision}
 		if c.Snapshot {
 			f.Frame = &pb.WatchTaskResponse_Snapshot{Snapshot: &pb.TaskSnapshot{

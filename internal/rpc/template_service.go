@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -17,6 +18,9 @@ type templateService struct {
 
 // RegisterTemplate stores a template, or finds that it is there.
 func (s *templateService) RegisterTemplate(ctx context.Context, req *pb.RegisterTemplateRequest) (*pb.RegisterTemplateResponse, error) {
+	if err := withinBatch(req); err != nil {
+		return nil, err
+	}
 	if _, err := checkTemplate(req.GetTemplate()); err != nil {
 		return nil, under("template", err)
 	}
@@ -51,19 +55,18 @@ func (s *templateService) GetTemplate(ctx context.Context, req *pb.GetTemplateRe
 
 // ListTemplates reads a page of a namespace's templates.
 func (s *templateService) ListTemplates(ctx context.Context, req *pb.ListTemplatesRequest) (*pb.ListTemplatesResponse, error) {
-	found, err := s.engine.ListTemplates(ctx, caller(ctx).Namespace, req.GetName(), req.GetLatestOnly(), page(req))
-	if err != nil {
+	var unread error
+	list, next, err := collect(req, func(r task.PageRequest) (task.Page[task.TemplateView], error) {
+		return s.engine.ListTemplates(ctx, caller(ctx).Namespace, req.GetName(), req.GetLatestOnly(), r)
+	}, func(v *task.TemplateView) *pb.TemplateSummary {
+		summary, err := templateSummary(v)
+		unread = errors.Join(unread, err)
+		return summary
+	})
+	if err = errors.Join(err, unread); err != nil {
 		return nil, err
 	}
-	resp := &pb.ListTemplatesResponse{NextPageToken: found.NextToken}
-	for i := range found.Items {
-		summary, err := templateSummary(&found.Items[i])
-		if err != nil {
-			return nil, err
-		}
-		resp.Templates = append(resp.Templates, summary)
-	}
-	return resp, nil
+	return &pb.ListTemplatesResponse{Templates: list, NextPageToken: next}, nil
 }
 
 func templateSummary(v *task.TemplateView) (*pb.TemplateSummary, error) {

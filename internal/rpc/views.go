@@ -94,22 +94,3 @@ func workerMessage(v *task.WorkerView) *pb.Worker {
 	}
 	return w
 }
-
-// messages translates the items of a page.
-func messages[V, M any](items []V, message func(*V) M) []M {
-	list := make([]M, len(items))
-	for i := range items {
-		list[i] = message(&items[i])
-	}
-	return list
-}
-
-// pages is how every list is asked for.
-type pages interface {
-	GetPageSize() int32
-	GetPageToken() string
-}
-
-func page(r pages) task.PageRequest {
-	return task.PageRequest{Size: int(r.GetPageSize()), Token: r.GetPageToken()}
-}

@@ -139,9 +139,10 @@ func (s *workerService) PollReadySteps(ctx context.Context, req *pb.PollReadySte
 		return nil, err
 	}
 	s.clock.learn(opened.ServerTime)
-	sent := s.fitting(ctx, steps)
+	lost := lostTokens(opened.Lost, strange)
+	sent := s.fitting(ctx, steps, maxBatch-bytesOf(lost))
 	return &pb.PollReadyStepsResponse{
-		Steps: sent, LostLeaseTokens: lostTokens(opened.Lost, strange), ServerTime: s.clock.now(), Capabilities: capabilities,
+		Steps: sent, LostLeaseTokens: lost, ServerTime: s.clock.now(), Capabilities: capabilities,
 		InFlight: count(opened.InFlight + len(sent)),
 	}, nil
 }
@@ -158,12 +159,18 @@ func pollWait(ctx context.Context, wanted *durationpb.Duration) time.Duration {
 	return max(wait, 0)
 }
 
-// fitting are the steps that one answer can carry; the others go back.
-func (s *workerService) fitting(ctx context.Context, steps []*task.ReadyStep) []*pb.ReadyStep {
+func bytesOf(texts []string) (n int) {
+	for _, s := range texts {
+		n += len(s) + 3
+	}
+	return n
+}
+
+// fitting are the steps that one answer can carry, one at least; the others go back.
+func (s *workerService) fitting(ctx context.Context, steps []*task.ReadyStep, room int) []*pb.ReadyStep {
 	var (
 		sent []*pb.ReadyStep
 		back []engine.Release
-		room = maxBatch
 	)
 	for _, step := range steps {
 		m := readyStep(step)
@@ -382,9 +389,11 @@ func (s *workerService) GetDependencyResults(ctx context.Context, req *pb.GetDep
 
 // ListWorkers reads a page of a namespace's sessions.
 func (s *workerService) ListWorkers(ctx context.Context, req *pb.ListWorkersRequest) (*pb.ListWorkersResponse, error) {
-	found, err := s.engine.ListWorkers(ctx, caller(ctx).Namespace, req.GetHandler(), page(req))
+	list, next, err := collect(req, func(r task.PageRequest) (task.Page[task.WorkerView], error) {
+		return s.engine.ListWorkers(ctx, caller(ctx).Namespace, req.GetHandler(), r)
+	}, workerMessage)
 	if err != nil {
 		return nil, err
 	}
-	return &pb.ListWorkersResponse{Workers: messages(found.Items, workerMessage), NextPageToken: found.NextToken}, nil
+	return &pb.ListWorkersResponse{Workers: list, NextPageToken: next}, nil
 }
