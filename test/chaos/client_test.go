@@ -1,3 +1,5 @@
+//go:build linux
+
 package chaos_test
 
 import (
@@ -5,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,210 +23,244 @@ import (
 	"github.com/taskerhq/tasker/internal/history"
 )
 
-// graph draws a task of 4 to 14 steps. Delays are short and limits wide, so that most of them complete.
-func graph() *taskerv1.InlineSteps {
-	g := &taskerv1.InlineSteps{}
-	for no := range 4 + rand.IntN(11) {
-		s := &taskerv1.StepDefinition{
-			Name: fmt.Sprintf("s%d", no+1), Handler: pointer(handlers[rand.IntN(len(handlers))]),
-			RetryLimit: pointer[int32](8), MaxLostLeases: pointer[int32](20), NonRetryableCodes: []string{"FINAL"},
-			Backoff: &taskerv1.BackoffPolicy{Initial: durationpb.New(50 * time.Millisecond), Max: durationpb.New(400 * time.Millisecond)},
-			Lease:   durationpb.New(5 * time.Second), Priority: pointer(int32(rand.IntN(4))),
-		}
-		if rand.IntN(4) == 0 {
-			s.HandlerConfig = `{"timeout": 1}`
-		}
-		// Mostly the steps just before, so that graphs are deep as well as wide.
-		for parent := range no {
-			if rand.IntN(no+1) < 2 || parent == no-1 && rand.IntN(3) > 0 {
-				s.DependsOn = append(s.DependsOn, fmt.Sprintf("s%d", parent+1))
-			}
-		}
-		g.Steps = append(g.Steps, s)
-	}
-	return g
+// window is how many tasks may be unfinished before clients wait, so that they submit all through the run.
+const window = 120
+
+// load is what all clients and operators share.
+type load struct {
+	fleet *fleet
+	room  atomic.Int64 // steps that are still to be submitted
+	ended atomic.Int64 // tasks, by the database
+	sent  atomic.Int64 // tasks
+	tries atomic.Int64 // calls that had to be made again
+
+	mu        sync.Mutex
+	tasks     map[int64]*graph
+	cancelled map[int64]bool // acknowledged
+	repaired  map[int64]bool // tasks that operators have had a hand in
 }
 
-func pointer[T any](v T) *T { return &v }
+// passing are the codes of what a client may meet while servers and their database come and go.
+var passing = []codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Aborted, codes.ResourceExhausted}
 
-// submitTasks is the role of a client: it submits tasks until it was answered for so many steps, spread over a time. Every
-// submit is written down before it is first sent, and its answer before it is believed.
-func submitTasks(ctx context.Context, conn *grpc.ClientConn) error {
-	name := os.Getenv("CHAOS_NAME")
-	wanted, err := strconv.Atoi(os.Getenv("CHAOS_STEPS"))
-	if err != nil {
-		return err
-	}
-	spread, err := time.ParseDuration(os.Getenv("CHAOS_SPREAD"))
-	if err != nil {
-		return err
-	}
-	journal, err := history.OpenJournal(os.Getenv("CHAOS_JOURNAL"))
-	if err != nil {
-		return err
-	}
-	const callers = 4
-	var (
-		all  sync.WaitGroup
-		mu   sync.Mutex
-		errs error
-	)
-	began := time.Now()
-	for caller := range callers {
-		all.Go(func() {
-			c := &client{tasks: taskerv1.NewTaskServiceClient(conn), journal: journal}
-			for n, steps := 0, 0; steps < wanted/callers; n++ {
-				count, err := c.submit(ctx, fmt.Sprintf("%s-%d-%d", name, caller, n))
-				if err != nil {
-					mu.Lock()
-					errs = errors.Join(errs, err)
-					mu.Unlock()
-					return
-				}
-				steps += count
-				pause(ctx, time.Until(began.Add(spread*time.Duration(steps)/time.Duration(wanted/callers))))
-			}
-		})
-	}
-	all.Wait()
-	return errors.Join(errs, journal.Close())
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
-}
-
+// client submits graphs. It writes down what it sends before it sends it, and what it is answered.
 type client struct {
-	tasks   taskerv1.TaskServiceClient
+	*load
+	number  int
+	draw    *rand.Rand
 	journal *history.Journal
+	serial  int
+	doomed  []int64 // to be cancelled
 }
 
-// submit submits one or a few tasks, as often as it takes.
-func (c *client) submit(ctx context.Context, key string) (steps int, err error) {
-	request := &taskerv1.BatchSubmitTasksRequest{}
-	for n := range 1 + rand.IntN(3) {
-		g := graph()
-		steps += len(g.GetSteps())
-		request.Tasks = append(request.Tasks, &taskerv1.TaskSubmission{
-			Name: pointer("chaos"), Definition: &taskerv1.TaskSubmission_Inline{Inline: g}, IdempotencyKey: pointer(fmt.Sprintf("%s-%d", key, n)),
-		})
+func (l *load) submitAll(ctx context.Context, number int, seed uint64) (err error) {
+	c := &client{load: l, number: number, draw: rand.New(rand.NewPCG(seed, uint64(number)))} //nolint:gosec // a plan, not a secret
+	if c.journal, err = history.OpenJournal(filepath.Join(l.fleet.dir, fmt.Sprintf("client-%d.journal", number))); err != nil {
+		return err
 	}
-	for _, t := range request.GetTasks() {
-		if err := c.journal.Write(history.Entry{Kind: history.SubmitSent, Namespace: "default", Key: t.GetIdempotencyKey()}); err != nil {
-			return 0, err
-		}
-	}
+	defer func() { err = errors.Join(err, c.journal.Close()) }()
 	for {
-		var entries []history.Entry
-		entries, err = c.try(ctx, request)
-		if err == nil {
-			for _, e := range entries {
-				if err := c.journal.Write(e); err != nil {
-					return 0, err
-				}
+		for l.sent.Load()-l.ended.Load() > window {
+			if !sleep(ctx, 20*time.Millisecond) {
+				return context.Cause(ctx)
 			}
-			return steps, nil
 		}
-		switch status.Code(err) {
-		case codes.Unavailable, codes.DeadlineExceeded, codes.Aborted, codes.ResourceExhausted, codes.Canceled:
-		default:
-			return 0, fmt.Errorf("submitting %s: %w", key, err)
+		graphs := c.next()
+		if len(graphs) == 0 {
+			return c.cancelSome(ctx, true)
 		}
-		if ctx.Err() != nil {
-			return 0, errors.Join(err, context.Cause(ctx))
+		l.sent.Add(int64(len(graphs)))
+		if err := c.submit(ctx, graphs); err != nil {
+			return fmt.Errorf("submitting %s: %w", graphs[0].key, err)
 		}
-		pause(ctx, rand.N(300*time.Millisecond))
+		if c.draw.IntN(25) == 0 {
+			if err := c.submit(ctx, graphs); err != nil {
+				return fmt.Errorf("submitting %s again: %w", graphs[0].key, err)
+			}
+		}
+		if err := c.cancelSome(ctx, false); err != nil {
+			return err
+		}
 	}
 }
 
-// try makes one call: for one task either of the two.
-func (c *client) try(ctx context.Context, request *taskerv1.BatchSubmitTasksRequest) (entries []history.Entry, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	answered := func(key, taskID string, already bool) error {
-		id, err := strconv.ParseInt(taskID, 10, 64)
-		entries = append(entries, history.Entry{
-			Kind: history.SubmitAnswered, Namespace: "default", Key: key, TaskID: id, AlreadySubmitted: already,
-		})
-		return err
-	}
-	if tasks := request.GetTasks(); len(tasks) == 1 {
-		r, err := c.tasks.SubmitTask(ctx, &taskerv1.SubmitTaskRequest{Task: tasks[0]})
-		if err != nil {
-			return nil, err
+// next draws the tasks of one call, all of one namespace; none when enough are submitted.
+func (c *client) next() (graphs []*graph) {
+	namespace := namespaces[c.draw.IntN(len(namespaces))]
+	for range 1 + c.draw.IntN(4) {
+		c.serial++
+		c.mu.Lock() // The room is given out to one at a time.
+		if room := int(c.room.Load()); room > 0 {
+			g := drawGraph(c.draw, namespace, fmt.Sprintf("client-%d-task-%d", c.number, c.serial), room)
+			c.room.Add(-int64(g.size()))
+			graphs = append(graphs, g)
 		}
-		return entries, answered(tasks[0].GetIdempotencyKey(), r.GetTask().GetTaskId(), r.GetAlreadySubmitted())
+		c.mu.Unlock()
 	}
-	r, err := c.tasks.BatchSubmitTasks(ctx, request)
+	return graphs
+}
+
+// submit asks one server after another until the tasks are acknowledged.
+func (c *client) submit(ctx context.Context, graphs []*graph) error {
+	for _, g := range graphs {
+		if err := c.journal.Write(history.Entry{Kind: history.SubmitSent, Namespace: g.namespace, Key: g.key}); err != nil {
+			return err
+		}
+	}
+	var (
+		ids   []int64
+		again []bool
+	)
+	err := c.ask(ctx, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
+		ids, again, err = c.call(ctx, taskerv1.NewTaskServiceClient(conn), graphs)
+		return err
+	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for i, t := range request.GetTasks() {
-		if err := answered(t.GetIdempotencyKey(), r.GetResults()[i].GetTaskId(), r.GetResults()[i].GetAlreadySubmitted()); err != nil {
-			return nil, err
+	for i, g := range graphs {
+		entry := history.Entry{Kind: history.SubmitAnswered, Namespace: g.namespace, Key: g.key, TaskID: ids[i], AlreadySubmitted: again[i]}
+		if err := c.journal.Write(entry); err != nil {
+			return err
 		}
-	}
-	return entries, nil
-}
-
-// operate is the role of an operator, who retries, resolves, completes and cancels at random until told to stop.
-func operate(ctx context.Context, conn *grpc.ClientConn) error {
-	tasks, steps := taskerv1.NewTaskServiceClient(conn), taskerv1.NewStepServiceClient(conn)
-	for ctx.Err() == nil {
-		pause(ctx, rand.N(200*time.Millisecond))
-		call, cancel := context.WithTimeout(ctx, 3*time.Second)
-		err := act(call, tasks, steps)
-		cancel()
-		switch status.Code(err) {
-		case codes.OK, codes.Unavailable, codes.DeadlineExceeded, codes.Aborted, codes.Canceled, codes.FailedPrecondition,
-			codes.NotFound, codes.ResourceExhausted:
-		default:
-			return fmt.Errorf("operating: %w", err)
+		c.mu.Lock()
+		_, known := c.tasks[ids[i]]
+		c.tasks[ids[i]] = g
+		c.mu.Unlock()
+		if known && !again[i] {
+			return fmt.Errorf("task %d was submitted again and called new", ids[i])
+		}
+		if g.toBeCancelled && !known {
+			c.doomed = append(c.doomed, ids[i])
 		}
 	}
 	return nil
 }
 
-func act(ctx context.Context, tasks taskerv1.TaskServiceClient, steps taskerv1.StepServiceClient) error {
-	const reason = "chaos"
-	page, err := tasks.ListTasks(ctx, &taskerv1.ListTasksRequest{PageSize: 40})
-	if err != nil || len(page.GetTasks()) == 0 {
-		return err
-	}
-	t := page.GetTasks()[rand.IntN(len(page.GetTasks()))]
-	switch n := rand.IntN(20); n {
-	case 0:
-		_, err = tasks.CancelTask(ctx, &taskerv1.CancelTaskRequest{TaskId: t.GetTaskId(), Reason: reason})
-		return err
-	case 1:
-		_, err = steps.BulkRetrySteps(ctx, &taskerv1.BulkRetryStepsRequest{
-			Filter: &taskerv1.BulkRetryFilter{ErrorCodes: []string{"BAD", "FINAL"}}, SpreadDuration: durationpb.New(time.Second), Reason: reason,
-		})
-		return err
-	default:
-		list, err := steps.ListSteps(ctx, &taskerv1.ListStepsRequest{TaskId: t.GetTaskId()})
+// call makes one call: a single submit or a batch.
+func (c *client) call(ctx context.Context, tasks taskerv1.TaskServiceClient, graphs []*graph) (ids []int64, again []bool, err error) {
+	results := []*taskerv1.BatchSubmitTasksResult{}
+	if len(graphs) == 1 {
+		answer, err := tasks.SubmitTask(ctx, &taskerv1.SubmitTaskRequest{Namespace: graphs[0].namespace, Task: graphs[0].submission})
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		for _, s := range list.GetSteps() {
-			if s.GetState() != taskerv1.StepState_STEP_STATE_ERROR {
-				continue
-			}
-			switch n % 3 {
-			case 0:
-				_, err = steps.RetryStep(ctx, &taskerv1.RetryStepRequest{StepId: s.GetStepId(), Reason: reason})
-			case 1:
-				_, err = steps.ResolveStep(ctx, &taskerv1.ResolveStepRequest{StepId: s.GetStepId(), Reason: reason})
-			case 2:
-				_, err = steps.CompleteStep(ctx, &taskerv1.CompleteStepRequest{StepId: s.GetStepId(), Results: `{"by": "hand"}`, Reason: reason})
-			}
+		results = append(results, &taskerv1.BatchSubmitTasksResult{TaskId: answer.GetTask().GetTaskId(), AlreadySubmitted: answer.GetAlreadySubmitted()})
+	} else {
+		request := &taskerv1.BatchSubmitTasksRequest{Namespace: graphs[0].namespace}
+		for _, g := range graphs {
+			request.Tasks = append(request.Tasks, g.submission)
+		}
+		answer, err := tasks.BatchSubmitTasks(ctx, request)
+		if err != nil {
+			return nil, nil, err
+		}
+		results = answer.GetResults()
+	}
+	if len(results) != len(graphs) {
+		return nil, nil, fmt.Errorf("%d tasks submitted, %d answered", len(graphs), len(results))
+	}
+	for _, result := range results {
+		id, err := strconv.ParseInt(result.GetTaskId(), 10, 64)
+		if err != nil {
+			return nil, nil, fmt.Errorf("reading a task id: %w", err)
+		}
+		ids, again = append(ids, id), append(again, result.GetAlreadySubmitted())
+	}
+	return ids, again, nil
+}
+
+// cancelSome cancels some of the tasks that are to be cancelled, or all.
+func (c *client) cancelSome(ctx context.Context, all bool) error {
+	for len(c.doomed) > 0 && (all || c.draw.IntN(3) == 0) {
+		id := c.doomed[0]
+		c.doomed = c.doomed[1:]
+		err := c.ask(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
+			_, err := taskerv1.NewTaskServiceClient(conn).CancelTask(ctx, &taskerv1.CancelTaskRequest{TaskId: strconv.FormatInt(id, 10), Reason: "chaos"})
 			return err
+		})
+		switch {
+		case err == nil:
+			c.mu.Lock()
+			c.cancelled[id] = true
+			c.mu.Unlock()
+		case status.Code(err) != codes.FailedPrecondition: // it was complete before
+			return fmt.Errorf("cancelling task %d: %w", id, err)
 		}
 	}
 	return nil
+}
+
+// ask makes a call until there is an answer, each time of another server. Now and then it hangs up early, which leaves it
+// open whether the call took effect.
+func (c *client) ask(ctx context.Context, call func(context.Context, *grpc.ClientConn) error) error {
+	for {
+		patience := 5 * time.Second
+		if c.draw.IntN(15) == 0 {
+			patience = time.Duration(c.draw.IntN(20_000)) * time.Microsecond
+		}
+		try, cancel := context.WithTimeout(ctx, patience)
+		err := call(try, c.fleet.anyServer(c.draw))
+		cancel()
+		if err == nil || ctx.Err() != nil || !slices.Contains(passing, status.Code(err)) {
+			return err
+		}
+		c.tries.Add(1)
+		if !sleep(ctx, time.Duration(c.draw.IntN(200))*time.Millisecond) {
+			return errors.Join(err, context.Cause(ctx))
+		}
+	}
+}
+
+// operate repairs failed steps, as people would, until ctx ends.
+func (l *load) operate(ctx context.Context, seed uint64) error {
+	draw := rand.New(rand.NewPCG(seed, 1<<32)) //nolint:gosec // a plan, not a secret
+	for sleep(ctx, time.Duration(100+draw.IntN(300))*time.Millisecond) {
+		call, cancel := context.WithTimeout(ctx, 5*time.Second)
+		err := l.repairOne(call, draw)
+		cancel()
+		// A step that moved on meanwhile is nobody's fault.
+		if code := status.Code(err); ctx.Err() == nil && err != nil && code != codes.FailedPrecondition && !slices.Contains(passing, code) {
+			return fmt.Errorf("repairing a step: %w", err)
+		}
+	}
+	return nil
+}
+
+// repairOne takes some task in error and retries, resolves or completes one of its failed steps.
+func (l *load) repairOne(ctx context.Context, draw *rand.Rand) error {
+	conn := l.fleet.anyServer(draw)
+	listed, err := taskerv1.NewTaskServiceClient(conn).ListTasks(ctx, &taskerv1.ListTasksRequest{
+		Namespace: namespaces[draw.IntN(len(namespaces))], States: []taskerv1.TaskState{taskerv1.TaskState_TASK_STATE_ERROR}, PageSize: 20,
+	})
+	if err != nil || len(listed.GetTasks()) == 0 {
+		return err
+	}
+	task := listed.GetTasks()[draw.IntN(len(listed.GetTasks()))]
+	steps := taskerv1.NewStepServiceClient(l.fleet.anyServer(draw))
+	failed, err := steps.ListSteps(ctx, &taskerv1.ListStepsRequest{TaskId: task.GetTaskId(), States: []taskerv1.StepState{taskerv1.StepState_STEP_STATE_ERROR}})
+	if err != nil || len(failed.GetSteps()) == 0 {
+		return err
+	}
+	id, err := strconv.ParseInt(task.GetTaskId(), 10, 64)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.repaired[id] = true
+	l.mu.Unlock()
+	step := failed.GetSteps()[draw.IntN(len(failed.GetSteps()))].GetStepId()
+	switch draw.IntN(4) {
+	case 0:
+		_, err = steps.BulkRetrySteps(ctx, &taskerv1.BulkRetryStepsRequest{
+			Filter: &taskerv1.BulkRetryFilter{TaskIds: []string{task.GetTaskId()}}, SpreadDuration: durationpb.New(time.Second), Reason: "chaos",
+		})
+	case 1:
+		_, err = steps.RetryStep(ctx, &taskerv1.RetryStepRequest{StepId: step, Reason: "chaos"})
+	case 2:
+		_, err = steps.ResolveStep(ctx, &taskerv1.ResolveStepRequest{StepId: step, Reason: "chaos"})
+	default:
+		_, err = steps.CompleteStep(ctx, &taskerv1.CompleteStepRequest{StepId: step, Results: `{"by": "hand"}`, Reason: "chaos"})
+	}
+	return err
 }

@@ -1,123 +1,135 @@
+//go:build linux
+
 package chaos_test
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 )
 
-// nursery starts processes that end with this one, however it ends: one thread starts them all and lives as long.
-type nursery struct {
-	*testing.T
-	dir  string
-	jobs chan func()
-
-	mu       sync.Mutex
-	children []*child
+// process is a child: a server or a worker. Its standard error goes to a file of its own.
+type process struct {
+	name   string
+	cmd    *exec.Cmd
+	log    string
+	gone   chan struct{} // closed when it has ended
+	err    error         // how
+	wanted atomic.Bool   // it was killed, or told to stop
 }
 
-// child is a process. Its output goes to a file.
-type child struct {
-	name  string
-	cmd   *exec.Cmd
-	log   string
-	ended chan struct{} // closed when it has; err says how
-	err   error
-	// wanted says that we ended it.
-	wanted bool
-}
-
-func newNursery(t *testing.T) *nursery {
-	n := &nursery{T: t, dir: t.TempDir(), jobs: make(chan func())}
-	go func() {
-		runtime.LockOSThread()
-		for job := range n.jobs {
-			job()
-		}
-		runtime.UnlockOSThread()
-	}()
-	t.Cleanup(func() {
-		n.mu.Lock()
-		all := n.children
-		n.mu.Unlock()
-		for _, c := range all {
-			c.kill()
-		}
-		close(n.jobs)
-		if t.Failed() {
-			n.lastWords()
-		}
-	})
-	return n
-}
-
-// start starts a program. env adds to this process's own environment.
-func (n *nursery) start(name string, env []string, program string, args ...string) (*child, error) {
-	c := &child{name: name, log: filepath.Join(n.dir, name+".log"), ended: make(chan struct{})}
-	out, err := os.OpenFile(c.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+// launch starts a process that ends with this one, however this one ends.
+func launch(dir, name string, stdout io.Writer, env []string, program string, args ...string) (*process, error) {
+	p := &process{name: name, log: filepath.Join(dir, name+".log"), gone: make(chan struct{})}
+	log, err := os.Create(p.log)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("making the log of %s: %w", name, err)
 	}
-	defer func() { _ = out.Close() }() // The child has its own.
-	c.cmd = exec.Command(program, args...)
-	c.cmd.Stdout, c.cmd.Stderr = out, out
-	c.cmd.Env = append(os.Environ(), env...)
-	c.cmd.SysProcAttr = dieWithUs()
-	done := make(chan error)
-	n.jobs <- func() { done <- c.cmd.Start() }
-	if err := <-done; err != nil {
+	defer func() { _ = log.Close() }() // The process has its own.
+	p.cmd = exec.Command(program, args...)
+	p.cmd.Stdout, p.cmd.Stderr = stdout, log
+	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.WaitDelay = time.Second
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go func() {
+		// The signal comes when the thread ends that started the child, so that thread waits for it.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := p.cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = p.cmd.Wait()
+			close(p.gone)
+		}
+	}()
+	if err := <-started; err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
-	n.mu.Lock()
-	n.children = append(n.children, c)
-	n.mu.Unlock()
-	go func() {
-		c.err = c.cmd.Wait()
-		close(c.ended)
-	}()
-	return c, nil
+	return p, nil
 }
 
-func (c *child) signal(s syscall.Signal) { _ = c.cmd.Process.Signal(s) } // It may be gone already.
+// signal sends a signal to a process that may be gone.
+func (p *process) signal(s os.Signal) { _ = p.cmd.Process.Signal(s) }
 
 // kill is kill -9. It returns when the process is gone.
-func (c *child) kill() {
-	c.wanted = true
-	c.signal(syscall.SIGKILL)
-	<-c.ended
+func (p *process) kill() {
+	p.wanted.Store(true)
+	p.signal(syscall.SIGKILL)
+	<-p.gone
 }
 
-func (c *child) gone() bool {
+// stop asks the process to end and gives it the time to. Only an end without an error is in order.
+func (p *process) stop(patience time.Duration) error {
+	p.wanted.Store(true)
+	p.signal(syscall.SIGTERM)
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
 	select {
-	case <-c.ended:
-		return true
-	default:
-		return false
+	case <-p.gone:
+		if p.err != nil {
+			return fmt.Errorf("%s stopped with %w%s", p.name, p.err, p.lastWords(15))
+		}
+		return nil
+	case <-timer.C:
+		p.signal(syscall.SIGQUIT) // It says where it is.
+		timer.Reset(5 * time.Second)
+		select {
+		case <-p.gone:
+		case <-timer.C:
+		}
+		words := p.lastWords(2000)
+		p.kill()
+		return fmt.Errorf("%s did not stop within %s%s", p.name, patience, words)
 	}
 }
 
-// logs reads what all processes said.
-func (n *nursery) logs() map[string]string {
-	files, _ := filepath.Glob(filepath.Join(n.dir, "*.log"))
-	logs := map[string]string{}
-	for _, file := range files {
-		body, err := os.ReadFile(file)
-		if err == nil {
-			logs[filepath.Base(file)] = string(body)
+// diedAlone says how a process ended that was not to.
+func (p *process) diedAlone() error {
+	select {
+	case <-p.gone:
+		if !p.wanted.Load() {
+			return fmt.Errorf("%s ended by itself: %w%s", p.name, p.err, p.lastWords(15))
+		}
+	default:
+	}
+	return nil
+}
+
+// lastWords are the end of the process's log.
+func (p *process) lastWords(lines int) string {
+	body, _ := os.ReadFile(p.log) // It has nothing to say.
+	all := strings.Split(strings.TrimSpace(string(body)), "\n")
+	return ":\n" + strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// outcry are the lines that no process may write, whatever is done to it: defects that a server found in itself, panics,
+// and data races.
+func outcry(t *testing.T, dir string) (lines []string) {
+	t.Helper()
+	logs, err := filepath.Glob(filepath.Join(dir, "*.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, log := range logs {
+		body, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(body)) {
+			if strings.Contains(line, "level=ERROR") || strings.HasPrefix(line, "panic:") || strings.HasPrefix(line, "fatal error:") ||
+				strings.Contains(line, "DATA RACE") {
+				lines = append(lines, filepath.Base(log)+": "+strings.TrimSpace(line))
+			}
 		}
 	}
-	return logs
-}
-
-func (n *nursery) lastWords() {
-	for name, body := range n.logs() {
-		lines := strings.Split(strings.TrimSpace(body), "\n")
-		n.Logf("%s:\n%s", name, strings.Join(lines[max(len(lines)-6, 0):], "\n"))
-	}
+	return lines
 }
