@@ -324,18 +324,23 @@ func (x *machine) compareFailure(d *dispatch) {
 	x.sameTime("S6: next_retry_at", next, &f.next)
 }
 
-// compareReported holds the answer to a report against the step as the model has it.
+// told is what the answer to an accepted report says of the step: sent again, the report gets the same answer.
+type told struct {
+	state                             string
+	attempts, dispatches, lost, epoch int
+	parked                            bool
+}
+
+// compareReported holds the answer to a report against the step as the model has it; again, against the first answer.
 func (x *machine) compareReported(d *dispatch, r *task.Reported, again bool) {
 	x.t.Helper()
 	s := d.step
+	if !again {
+		d.told = told{s.state(), s.attempts, s.dispatches, s.lost, s.epoch, s.place == isParked}
+	}
 	same(x, "answer: step", int64(r.Step), s.task.id+int64(s.no))
-	same(x, "answer: state", string(r.State), s.state())
-	same(x, "answer: attempts", r.Attempts, s.attempts)
+	same(x, "answer", told{string(r.State), r.Attempts, r.Dispatches, r.LostLeases, r.Epoch, r.Parked}, d.told)
 	same(x, "answer: retry_limit", r.RetryLimit, s.policy.limit)
-	same(x, "answer: dispatches", r.Dispatches, s.dispatches)
-	same(x, "answer: lost_leases", r.LostLeases, s.lost)
-	same(x, "answer: epoch", r.Epoch, s.epoch)
-	same(x, "answer: failed for good", r.Parked, s.place == isParked)
 	same(x, "answer: retry_eligible", r.RetryEligible, x.m.runnable(s))
 	if f := d.fail; f != nil {
 		x.sameTime("answer: next_retry_at", r.NextRetryAt, instant(f.next))

@@ -126,6 +126,7 @@ type dispatch struct {
 	digest string // of the outcome its worker reported and that was recorded; empty: none
 	late   *lateEvidence
 	fail   *modelFailure
+	told   told // the answer to its report
 }
 
 type lateEvidence struct {
