@@ -51,6 +51,10 @@ type Options struct {
 	// Journals are the files of all workers and clients of the run. Where one of them holds frames or reports, every
 	// accepted report must be in one; where one holds submits, every task must. None: only the database is checked.
 	Journals []string
+	// Crashed says that PostgreSQL was killed during the run. It may then have forgotten grants that it had acknowledged and not
+	// yet written down, which is the one kind of commit that does not wait for that. The step's next dispatch bears the same
+	// number and another token, and what is reported under the first comes too late. Without it, such a grant is a violation.
+	Crashed bool
 	// Sample is how many tasks are asked of the SQL surface, which takes longer than all else. Default 200; negative: all.
 	Sample int
 }
@@ -99,6 +103,7 @@ type Report struct {
 	Skipped      int // tasks whose history retention has dropped
 
 	Frames          int // steps that workers received, by their journals
+	Forgotten       int // of them, granted and forgotten by a PostgreSQL that was killed
 	Reports         int // reports that workers sent
 	AckedReports    int // of them, acknowledged as recorded
 	RepeatedReports int // of them, answered as recorded before
@@ -128,6 +133,7 @@ func Check(ctx context.Context, db DB, o Options) (Report, error) {
 		r:          &Report{States: map[string]int{}, Ended: map[string]int{}},
 		heldBy:     map[int32][]span{},
 		sampleSize: o.Sample,
+		crashed:    o.Crashed,
 	}
 	if c.sampleSize == 0 {
 		c.sampleSize = 200
@@ -156,6 +162,7 @@ type checker struct {
 	dropped    []idRange        // tasks that retention dropped
 	daysGone   bool             // history that retention dropped
 	sampleSize int
+	crashed    bool
 	sampled    map[int64]*taskModel
 	keys       map[submitKey]int64
 }

@@ -160,6 +160,80 @@ func TestJournalsDisagree(t *testing.T) {
 	}
 }
 
+// PostgreSQL was killed and has forgotten a grant that a worker had received: the dispatch was made again under another
+// token, or never, and what came under the first was too late.
+func TestCrashMayForgetGrants(t *testing.T) {
+	const lateAgain = `select ev(20, 'late', (1 << 14) + 4, 0, dispatch => 1, session => 2, outcome => 'success');
+		insert into late_report (task_id, step_no, dispatch, outcome, digest, recorded_at) values (1 << 14, 4, 1, 'success', '', at(20))`
+	const lateNever = `select ev(20, 'late', (1 << 14) + 4, 0, dispatch => 2, session => 2, outcome => 'success');
+		insert into late_report (task_id, step_no, dispatch, outcome, digest, recorded_at) values (1 << 14, 4, 2, 'success', '', at(20))`
+	forgotten := func(dispatch int, reported bool) []history.Entry {
+		entries := []history.Entry{{Kind: history.FrameReceived, StepID: step4, Dispatch: dispatch, Token: "x"}}
+		if reported {
+			entries = append(entries, history.Entry{Kind: history.ReportSent, Token: "x", Outcome: "success"},
+				history.Entry{Kind: history.ReportAnswered, Token: "x", Outcome: "success", Reason: "LEASE_LOST"})
+		}
+		return entries
+	}
+	for _, tt := range []struct {
+		name, sql string
+		entries   []history.Entry
+		want      string // with a crash; empty: nothing
+	}{
+		{"granted again", "", forgotten(1, false), ""},
+		{"granted again and reported", lateAgain, forgotten(1, true), ""},
+		{"never granted again", "", forgotten(2, false), ""},
+		{"never granted again and reported", lateNever, forgotten(2, true), ""},
+		{
+			"acknowledged under both tokens", "",
+			append(forgotten(1, false), history.Entry{Kind: history.ReportSent, Token: "x", Outcome: "success"},
+				history.Entry{Kind: history.ReportAnswered, Token: "x", Outcome: "success"}),
+			"S4: step 16388, dispatch 1: reports under 2 different tokens were acknowledged",
+		},
+		{
+			"acknowledged and forgotten", "",
+			append(forgotten(2, false), history.Entry{Kind: history.ReportSent, Token: "x", Outcome: "success"},
+				history.Entry{Kind: history.ReportAnswered, Token: "x", Outcome: "success"}),
+			"S8: step 16388, dispatch 2: a worker's success was acknowledged, the history has nothing",
+		},
+		{
+			"late without a second grant", lateAgain, nil,
+			"S4: step 16388, dispatch 1: a report was taken for late although the dispatch was concluded by one",
+		},
+		{
+			"late from nobody", lateNever, nil,
+			"S4: step 16388, dispatch 2: a late report of a dispatch that was never made",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			db := clean(t)
+			if _, err := db.Pool.Exec(t.Context(), tt.sql); err != nil {
+				t.Fatal(err)
+			}
+			workers, client := seen()
+			journals := []string{write(t, "workers", append(workers, tt.entries...)), write(t, "client", client)}
+			r, err := history.Check(t.Context(), db.Pool, history.Options{Journals: journals, Sample: -1, Crashed: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch {
+			case tt.want == "" && !r.Holds():
+				t.Errorf("got %v", r.Violations)
+			case tt.want != "" && (r.Total != 1 || r.Violations[0].String() != tt.want):
+				t.Errorf("got %v\nwant %s", r.Violations, tt.want)
+			}
+			if tt.entries != nil && r.Forgotten != 1 {
+				t.Errorf("%d grants were forgotten, want 1", r.Forgotten)
+			}
+			// Where nothing crashed, nothing may be forgotten.
+			if r := check(t, db, journals...); r.Holds() {
+				t.Error("nothing was found without a crash")
+			}
+		})
+	}
+}
+
 func TestJournalOutlivesItsWriter(t *testing.T) {
 	path := write(t, "journal", []history.Entry{{Kind: history.SubmitSent, Key: "a"}})
 	again, err := history.OpenJournal(path)

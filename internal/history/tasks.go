@@ -243,6 +243,9 @@ func (c *checker) replayer(taskID int64, stepNo int) *replayer {
 			c.r.add(Violation{invariant, taskID, taskID + int64(stepNo), dispatch, fmt.Sprintf(format, args...)})
 		},
 		held: func(session int32, from, to time.Time) { c.heldBy[session] = append(c.heldBy[session], span{from, to}) },
+		mayBeForgotten: func(dispatch int, isKnown bool) bool {
+			return c.mayBeForgotten(runKey{taskID + int64(stepNo), dispatch}, isKnown)
+		},
 	}
 }
 

@@ -18,12 +18,46 @@ type runKey struct {
 
 // witness is what journals and history say of one dispatch.
 type witness struct {
-	tokens   []string // that workers received, as digests
+	grants   map[string]*grant // by the digest of their token; more than one only after a crash
+	isKnown  bool              // the history has the dispatch
+	accepted string            // the outcome that the history accepted
+}
+
+// grant is what workers saw of a dispatch under one token.
+type grant struct {
+	received bool
 	sent     []string // outcomes that workers sent
 	acked    []string // outcomes that were acknowledged
 	lost     bool     // a report was answered LEASE_LOST
-	isKnown  bool     // the history has the dispatch
-	accepted string   // the outcome that the history accepted
+}
+
+func (w *witness) grant(token string) *grant {
+	g := w.grants[token]
+	if g == nil {
+		g = &grant{}
+		w.grants[token] = g
+	}
+	return g
+}
+
+// received is how many tokens workers received.
+func (w *witness) received() (n int) {
+	for _, g := range w.grants {
+		if g.received {
+			n++
+		}
+	}
+	return n
+}
+
+// sentUnder is under how many tokens something was reported.
+func (w *witness) sentUnder() (n int) {
+	for _, g := range w.grants {
+		if len(g.sent) > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 type submitKey struct{ namespace, key string }
@@ -59,10 +93,7 @@ func (c *checker) readJournals(paths []string) error {
 			case FrameReceived:
 				key := runKey{e.StepID, e.Dispatch}
 				byToken[e.Token] = key
-				w := j.run(key)
-				if !slices.Contains(w.tokens, e.Token) {
-					w.tokens = append(w.tokens, e.Token)
-				}
+				j.run(key).grant(e.Token).received = true
 				c.r.Frames++
 				j.hasWorkers = true
 			case ReportSent, ReportAnswered:
@@ -92,27 +123,37 @@ func (c *checker) readJournals(paths []string) error {
 func (j *journals) run(key runKey) *witness {
 	w := j.runs[key]
 	if w == nil {
-		w = &witness{}
+		w = &witness{grants: map[string]*grant{}}
 		j.runs[key] = w
 	}
 	return w
 }
 
 func (j *journals) report(c *checker, key runKey, e Entry) {
-	w := j.run(key)
+	g := j.run(key).grant(e.Token)
 	switch {
 	case e.Kind == ReportSent:
 		c.r.Reports++
-		w.sent = append(w.sent, e.Outcome)
+		g.sent = append(g.sent, e.Outcome)
 	case e.Reason == "":
 		c.r.AckedReports++
 		if e.AlreadyRecorded {
 			c.r.RepeatedReports++
 		}
-		w.acked = append(w.acked, e.Outcome)
+		g.acked = append(g.acked, e.Outcome)
 	case e.Reason == "LEASE_LOST":
-		w.lost = true
+		g.lost = true
 	}
+}
+
+// mayBeForgotten tells whether a dispatch was granted once before, or is missing, since PostgreSQL forgot it. Only what a
+// worker reported can come late.
+func (c *checker) mayBeForgotten(key runKey, isKnown bool) bool {
+	if !c.crashed || !c.journals.hasWorkers {
+		return c.crashed
+	}
+	w := c.journals.runs[key]
+	return w != nil && (w.sentUnder() > 1 || w.sentUnder() > 0 && !isKnown)
 }
 
 func (j *journals) submit(c *checker, e Entry) {
@@ -198,24 +239,54 @@ func (c *checker) checkJournals() {
 }
 
 func (c *checker) checkRun(w *witness, violate func(invariant, format string, args ...any)) {
-	if len(w.tokens) > 1 {
-		violate("S3", "workers received it under %d different tokens", len(w.tokens))
-	}
-	if len(w.tokens) > 0 && !w.isKnown {
-		violate("S3", "a worker received it and the history does not have it")
-	}
-	for _, outcome := range w.acked {
-		if outcome != w.accepted {
-			violate("S8", "a worker's %s was acknowledged, the history has %s", outcome, orNothing(w.accepted))
+	received := w.received()
+	switch {
+	case received == 0:
+	case c.crashed && w.isKnown:
+		c.r.Forgotten += received - 1
+	case c.crashed:
+		c.r.Forgotten += received
+	default:
+		if received > 1 {
+			violate("S3", "workers received it under %d different tokens", received)
 		}
+		if !w.isKnown {
+			violate("S3", "a worker received it and the history does not have it")
+		}
+	}
+	var sent []string
+	holders := 0
+	for _, token := range slices.Sorted(maps.Keys(w.grants)) {
+		g := w.grants[token]
+		for _, outcome := range g.acked {
+			if outcome != w.accepted {
+				violate("S8", "a worker's %s was acknowledged, the history has %s", outcome, orNothing(w.accepted))
+			}
+		}
+		if len(g.acked) > 0 {
+			holders++
+		}
+		sent = append(sent, g.sent...)
+	}
+	if holders > 1 {
+		violate("S4", "reports under %d different tokens were acknowledged", holders)
 	}
 	if w.accepted == "" {
 		return
 	}
-	if !slices.Contains(w.sent, w.accepted) {
-		violate("S4", "the history accepted a %s that no worker sent (sent: %s)", w.accepted, orNothing(strings.Join(w.sent, ", ")))
+	if !slices.Contains(sent, w.accepted) {
+		violate("S4", "the history accepted a %s that no worker sent (sent: %s)", w.accepted, orNothing(strings.Join(sent, ", ")))
+		return
 	}
-	if w.lost {
+	isTold := false // by a report under a token that was not taken for lost
+	for _, g := range w.grants {
+		if g.lost && len(g.acked) > 0 {
+			isTold = false
+			break
+		}
+		isTold = isTold || slices.Contains(g.sent, w.accepted) && !g.lost
+	}
+	if !isTold {
 		violate("S4", "its %s was accepted, and a report under its token answered LEASE_LOST", w.accepted)
 	}
 }
