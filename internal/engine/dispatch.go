@@ -369,9 +369,17 @@ func (h *hub) release(f *flush, grants []store.Grant) {
 	for i := range f.lanes {
 		x := &f.lanes[i]
 		x.claiming = false
-		// The lane's k-th step took its k-th slot, so the slots left over are its last ones.
-		for _, s := range f.slots[x.first+min(found[x.ID], x.count) : x.first+x.count] {
-			s.unreserve(x.Handler)
+		// A slot brought nothing when the lane had too few steps, or when its session has moved, wherever it stands in the row.
+		brought := map[int32]int{}
+		for _, g := range grants {
+			if g.LaneID == x.ID {
+				brought[g.SessionID]++
+			}
+		}
+		for _, s := range f.slots[x.first : x.first+x.count] {
+			if brought[s.id]--; brought[s.id] < 0 {
+				s.unreserve(x.Handler)
+			}
 		}
 		for _, g := range grants {
 			if g.LaneID == x.ID && g.Seq != nil && *g.Seq > x.cursor {

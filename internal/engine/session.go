@@ -45,6 +45,7 @@ type session struct {
 	byHandler map[string]int      // leases plus reservations
 	reserved  int                 // slots of claims under way
 	streams   map[*Stream]bool
+	opening   int     // calls that have found or renewed it, and are about to attach their stream or poll
 	newest    *Stream // gets the frames
 	polls     map[*poll]bool
 	drained   bool
@@ -172,6 +173,7 @@ func (h *hub) sameSession(r *Registration) *session {
 	for _, s := range h.sessions {
 		if s.reg.WorkerID == r.WorkerID && s.reg.InstanceID == r.InstanceID && !s.gone && !s.drained &&
 			s.reg.MaxInFlight == r.MaxInFlight && sameHandlers(s.reg.Handlers, r.Handlers) {
+			s.opening++
 			return s
 		}
 	}
@@ -190,8 +192,8 @@ func sameHandlers(a, b []string) bool {
 	return true
 }
 
-// adopt installs or renews the session. For a stream it also tells the leases that the worker lost, and those it was
-// sent and does not hold.
+// adopt installs or renews the session, which stays until its caller has attached. For a stream it also tells the leases
+// that the worker lost, and those it was sent and does not hold.
 func (h *hub) adopt(id, epoch int32, r *Registration, leases []store.SessionLease, polling bool, o *Opened) (*session, []store.HeldLease) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -201,6 +203,10 @@ func (h *hub) adopt(id, epoch int32, r *Registration, leases []store.SessionLeas
 		h.sessions[id] = s
 	} else {
 		h.unsubscribe(s)
+	}
+	s.opening++
+	if epoch < s.epoch {
+		epoch = s.epoch // a later call of the same worker was quicker to get here
 	}
 	if s.gone {
 		// What another server granted and concluded meanwhile is not known here.
@@ -295,7 +301,7 @@ func (h *hub) probed(probes []store.Probed) {
 // leave takes a session off that has neither stream nor poll any more.
 func (h *hub) leave(s *session) {
 	h.mu.Lock()
-	if len(s.streams) > 0 || len(s.polls) > 0 || h.sessions[s.id] != s {
+	if len(s.streams) > 0 || len(s.polls) > 0 || s.opening > 0 || h.sessions[s.id] != s {
 		h.mu.Unlock()
 		return
 	}

@@ -50,6 +50,7 @@ func (e *Engine) Open(ctx context.Context, r Registration) (*Stream, error) {
 	st := &Stream{hub: h, session: s, opened: opened, wake: make(chan struct{}, 1)}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	s.opening--
 	switch {
 	case h.draining || h.closed:
 		return nil, task.Refuse(task.Draining, "this server is going away: open the stream on another one").After(time.Second)
@@ -65,7 +66,6 @@ func (e *Engine) Open(ctx context.Context, r Registration) (*Stream, error) {
 	s.noticed = nil
 	s.beatAt = time.Now().Add(r.HeartbeatInterval)
 	h.arm(s.beatAt)
-	h.sessions[s.id] = s
 	h.work.Broadcast()
 	if len(st.frames) > 0 {
 		st.signal()
@@ -229,11 +229,11 @@ func (e *Engine) Poll(ctx context.Context, r Registration, maxSteps int, wait ti
 	}
 	p := &poll{max: max(maxSteps, 1), done: make(chan struct{})}
 	h.mu.Lock()
+	s.opening--
 	if h.draining || h.closed {
 		h.mu.Unlock()
 		return nil, opened, task.Refuse(task.Draining, "this server is going away: poll another one").After(time.Second)
 	}
-	h.sessions[s.id] = s
 	s.polls[p] = true
 	h.work.Broadcast()
 	h.mu.Unlock()

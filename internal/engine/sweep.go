@@ -215,7 +215,7 @@ func (h *hub) presentSessions() (ids, epochs []int32, quiet []*session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for id, s := range h.sessions {
-		if len(s.streams) == 0 && len(s.polls) == 0 && time.Since(s.quietAt) > store.SessionLiveFor {
+		if len(s.streams) == 0 && len(s.polls) == 0 && s.opening == 0 && time.Since(s.quietAt) > store.SessionLiveFor {
 			quiet = append(quiet, s)
 			continue
 		}
