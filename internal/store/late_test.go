@@ -150,3 +150,15 @@ func (w *world) untilBlocked(n int) {
 		}
 	}
 }
+
+func TestAConfirmedDispatchIsNoUndeliveredOne(t *testing.T) {
+	w := newWorld(t)
+	id := w.submit(step())
+	g := w.run(id.Step(1))
+	_, err := w.s.Heartbeat(t.Context(), w.ns, []store.Beat{{Token: g.Step.Token}})
+	w.ok(err)
+	ended, _, err := w.s.GiveBack(t.Context(), w.ns, []store.HeldLease{{Step: id.Step(1), Nonce: g.Step.Token.Nonce}}, task.Undelivered)
+	w.ok(err)
+	equal(w, "S5: confirmed dispatches that went back as undelivered", len(ended), 0)
+	equal(w, "state", w.step(id.Step(1)).State, task.StepInProgress)
+}

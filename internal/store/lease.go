@@ -154,9 +154,10 @@ func (s *Store) Expire(ctx context.Context, namespaceID int32, leases []HeldLeas
 	return s.concludeLeases(ctx, namespaceID, leases, "lock_expired", func(e expired) task.Outcome { return task.Outcome(e.Outcome) }, s.at())
 }
 
-// GiveBack concludes leases of one namespace as released or undelivered, if they are held still.
+// GiveBack concludes leases of one namespace as released or undelivered, if they are held still. One that was confirmed
+// was delivered: it stands, whatever the caller thought.
 func (s *Store) GiveBack(ctx context.Context, namespaceID int32, leases []HeldLease, outcome task.Outcome) (ended []Ended, change Change, err error) {
-	return s.concludeLeases(ctx, namespaceID, leases, "lock_held", func(expired) task.Outcome { return outcome })
+	return s.concludeLeases(ctx, namespaceID, leases, "lock_held", func(expired) task.Outcome { return outcome }, outcome == task.Undelivered)
 }
 
 // concludeLeases locks leases by the statement lock, whose first arguments are lockArgs, and concludes each as judge says.
