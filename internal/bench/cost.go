@@ -72,9 +72,17 @@ func (w *world) costBetween(from, to reading, steps int64) cost {
 	return c
 }
 
-// costOf is what work of so many steps took. Sessions tell their commits late, so those of a short work are a guess; the
-// reading waits for none of them.
+// costOf is what work of so many steps took. Sessions tell their commits a second late, which is long beside a short work:
+// here, commits are the transaction numbers that were used, of which each transaction that writes or locks takes one.
 func (w *world) costOf(ctx context.Context, steps int, work func() error) (cost, error) {
+	number := func() (next int64, err error) {
+		err = w.databases.conn.QueryRow(ctx, "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint").Scan(&next)
+		return next, err
+	}
+	first, err := number()
+	if err != nil {
+		return cost{}, fmt.Errorf("reading the next transaction's number: %w", err)
+	}
 	from, err := w.read(ctx)
 	if err != nil {
 		return cost{}, err
@@ -86,7 +94,13 @@ func (w *world) costOf(ctx context.Context, steps int, work func() error) (cost,
 	if err != nil {
 		return cost{}, err
 	}
-	return w.costBetween(from, to, int64(steps)), nil
+	last, err := number()
+	if err != nil {
+		return cost{}, fmt.Errorf("reading the next transaction's number: %w", err)
+	}
+	c := w.costBetween(from, to, int64(steps))
+	c.commits = float64(last-first) / float64(steps)
+	return c, nil
 }
 
 // floorCost is the floor's, whose server and client are one process.
