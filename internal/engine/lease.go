@@ -50,7 +50,9 @@ func (e *Engine) Heartbeat(ctx context.Context, beats []store.Beat) ([]BeatAnswe
 		if reason, ok := e.revoked.get(b.Token.Nonce); ok {
 			answers[i].Reason = reason
 		}
-		e.hub(b.Token.NamespaceID).freed([]task.Token{b.Token})
+		if h := e.findHub(b.Token.NamespaceID); h != nil {
+			h.freed([]task.Token{b.Token})
+		}
 	}
 	return answers, nil
 }

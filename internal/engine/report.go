@@ -39,7 +39,12 @@ func (e *Engine) Report(ctx context.Context, reports []task.Report) []ReportAnsw
 	waiting := make([]ReportAnswer, len(reports))
 	done := make(chan struct{}, len(reports))
 	for i := range reports {
-		e.hub(reports[i].Token.NamespaceID).enqueue(&pendingReport{report: &reports[i], into: &waiting[i], done: done})
+		p := &pendingReport{report: &reports[i], into: &waiting[i], done: done}
+		if h, err := e.hubOf(ctx, reports[i].Token.NamespaceID); err != nil {
+			p.answer(nil, err)
+		} else {
+			h.enqueue(p)
+		}
 	}
 	for i := range reports {
 		select {
@@ -59,6 +64,21 @@ func (e *Engine) Report(ctx context.Context, reports []task.Report) []ReportAnsw
 	}
 	e.dismiss(len(reports))
 	return waiting
+}
+
+// hubOf gives the hub of the namespace that a token names, which whoever invented the token may have invented too.
+func (e *Engine) hubOf(ctx context.Context, id int32) (*hub, error) {
+	if h := e.findHub(id); h != nil {
+		return h, nil
+	}
+	exists, err := e.store.NamespaceExists(ctx, id)
+	switch {
+	case err != nil:
+		return nil, err
+	case !exists:
+		return nil, task.Refuse(task.LeaseLost, "this is no lease token that is in force")
+	}
+	return e.hub(id), nil
 }
 
 func (h *hub) enqueue(p *pendingReport) {

@@ -38,6 +38,12 @@ func (s *Store) FindNamespace(ctx context.Context, name string) (id int32, ok bo
 	return id, err == nil, err
 }
 
+// NamespaceExists tells whether a namespace has an id.
+func (s *Store) NamespaceExists(ctx context.Context, id int32) (exists bool, err error) {
+	err = s.Cold.QueryRow(ctx, sqlText("namespace_by_id"), id).Scan(&exists)
+	return exists, err
+}
+
 // EnsureLane gives a lane's id, making it on its first use.
 func (s *Store) EnsureLane(ctx context.Context, l Lane) (id int32, err error) {
 	err = s.retry(ctx, func() error {

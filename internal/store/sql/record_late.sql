@@ -4,8 +4,15 @@
 with kept as (
   insert into late_report as l (task_id, step_no, dispatch, outcome, digest, error_code, message, results, recorded_at)
   select $3, $4, $5, $6::dispatch_outcome, $7, $8, $9, $10, coalesce($1, clock_timestamp())
-  -- only for a dispatch that was granted: an invented token leaves no trace
-  where exists (select from step where task_id = $3 and step_no = $4)
+  -- only for a dispatch that was granted: an invented token leaves no dispatch behind that never was
+  where exists (select from task where task.task_id = $3 and task.namespace_id = $2)
+    and $5 <= coalesce(
+      (select step_end.dispatches from step_end where step_end.task_id = $3 and step_end.step_no = $4),
+      (select lease.dispatches from lease where lease.task_id = $3 and lease.step_no = $4),
+      (select ready.dispatches from ready where ready.task_id = $3 and ready.step_no = $4),
+      (select backoff.dispatches from backoff where backoff.task_id = $3 and backoff.step_no = $4),
+      (select parked.dispatches from parked where parked.task_id = $3 and parked.step_no = $4),
+      0)
   on conflict (task_id, step_no, dispatch) do update set reports = l.reports + 1
   returning l.task_id, l.step_no, l.dispatch, l.reports
 )
