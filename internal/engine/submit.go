@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"time"
 
@@ -68,6 +69,16 @@ func (e *Engine) Submit(ctx context.Context, subs []*task.Submission, allOrNothi
 		}
 	}
 	return answers, nil
+}
+
+// Submitted finds the task that an idempotency key made of a body with this digest; ok is false when there is none.
+func (e *Engine) Submitted(ctx context.Context, namespace, key string, digest []byte) (id task.ID, ok bool, err error) {
+	namespaceID, ok, err := e.findNamespace(ctx, namespace)
+	if err != nil || !ok {
+		return 0, false, err
+	}
+	id, made, ok, err := e.store.Submitted(ctx, namespaceID, key)
+	return id, ok && bytes.Equal(made, digest), err
 }
 
 // number gives tasks their ids and steps their lanes.

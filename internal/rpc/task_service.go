@@ -30,7 +30,12 @@ func (s *taskService) SubmitTask(ctx context.Context, req *pb.SubmitTaskRequest)
 	}
 	sub, _, err := s.submission(ctx, caller(ctx).Namespace, "task", req.GetTask())
 	if err != nil {
-		return nil, err
+		id, ok, lookErr := s.submittedBefore(ctx, req.GetTask())
+		if lookErr != nil || !ok {
+			return nil, errors.Join(err, lookErr)
+		}
+		resp := &pb.SubmitTaskResponse{AlreadySubmitted: true}
+		return resp, s.awaitTask(ctx, id, req.GetWaitDuration(), resp)
 	}
 	answers, err := s.engine.Submit(ctx, []*task.Submission{sub}, false)
 	if err != nil {
@@ -46,6 +51,16 @@ func (s *taskService) SubmitTask(ctx context.Context, req *pb.SubmitTaskRequest)
 		return resp, nil
 	}
 	return resp, s.awaitTask(ctx, answers[0].TaskID, req.GetWaitDuration(), resp)
+}
+
+// submittedBefore finds the task that a submit made whose repeat is now refused, since the template's latest version has
+// changed: what was acknowledged once is acknowledged again.
+func (s *taskService) submittedBefore(ctx context.Context, sub *pb.TaskSubmission) (id task.ID, ok bool, err error) {
+	digest, err := submitDigest(sub)
+	if err != nil || digest == nil {
+		return 0, false, err
+	}
+	return s.engine.Submitted(ctx, caller(ctx).Namespace, sub.GetIdempotencyKey(), digest)
 }
 
 // awaitTask reads the task that a submit made: at once, or when it has ended, or at the end of the wait.
@@ -97,24 +112,35 @@ func (s *taskService) BatchSubmitTasks(ctx context.Context, req *pb.BatchSubmitT
 	if err := withinBatch(req); err != nil {
 		return nil, err
 	}
-	subs := make([]*task.Submission, len(req.GetTasks()))
+	var (
+		resp   = &pb.BatchSubmitTasksResponse{Results: make([]*pb.BatchSubmitTasksResult, len(req.GetTasks()))}
+		subs   []*task.Submission
+		places []int
+	)
 	for i, t := range req.GetTasks() {
 		sub, _, err := s.submission(ctx, caller(ctx).Namespace, fmt.Sprintf("tasks[%d]", i), t)
 		if err != nil {
-			return nil, atIndex(i, err)
+			id, ok, lookErr := s.submittedBefore(ctx, t)
+			if lookErr != nil || !ok {
+				return nil, atIndex(i, errors.Join(err, lookErr))
+			}
+			resp.Results[i] = &pb.BatchSubmitTasksResult{TaskId: id.String(), AlreadySubmitted: true}
+			continue
 		}
-		subs[i] = sub
+		subs, places = append(subs, sub), append(places, i)
+	}
+	if len(subs) == 0 {
+		return resp, nil
 	}
 	answers, err := s.engine.Submit(ctx, subs, true)
 	if err != nil {
 		return nil, err
 	}
-	resp := &pb.BatchSubmitTasksResponse{Results: make([]*pb.BatchSubmitTasksResult, len(answers))}
-	for i, a := range answers {
+	for k, a := range answers {
 		if a.Refused != nil {
-			return nil, atIndex(i, a.Refused)
+			return nil, atIndex(places[k], a.Refused)
 		}
-		resp.Results[i] = &pb.BatchSubmitTasksResult{TaskId: a.TaskID.String(), AlreadySubmitted: a.AlreadySubmitted}
+		resp.Results[places[k]] = &pb.BatchSubmitTasksResult{TaskId: a.TaskID.String(), AlreadySubmitted: a.AlreadySubmitted}
 	}
 	return resp, nil
 }

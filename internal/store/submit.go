@@ -206,6 +206,15 @@ func (s *Store) usedKeys(ctx context.Context, p *pipeline, namespaceID int32, ta
 	return used, nil
 }
 
+// Submitted finds the task that an idempotency key made, and the digest of the body it was made of; ok is false when none did.
+func (s *Store) Submitted(ctx context.Context, namespaceID int32, key string) (id task.ID, digest []byte, ok bool, err error) {
+	err = s.Cold.QueryRow(ctx, sqlText("find_submit_keys"), namespaceID, []string{key}).Scan(&key, &digest, &id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, nil, false, nil
+	}
+	return id, digest, err == nil, err
+}
+
 // submitRows are submit.sql's arrays.
 type submitRows struct {
 	id                           []int64
