@@ -513,7 +513,9 @@ func fields(err error) (names []string) {
 }
 
 // retryIn is how long a refusal says to wait.
-func retryIn(err error) time.Duration { return detail[*errdetails.RetryInfo](err).GetRetryDelay().AsDuration() }
+func retryIn(err error) time.Duration {
+	return detail[*errdetails.RetryInfo](err).GetRetryDelay().AsDuration()
+}
 
 func equal[V comparable](t *testing.T, what string, got, want V) {
 	t.Helper()
