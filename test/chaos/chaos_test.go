@@ -159,7 +159,9 @@ func judge(t *testing.T, db *pgtest.DB, l *load, m *monkey, took time.Duration) 
 	checkDeadlocks(t, db)
 	checkFates(t, db, l)
 	began := time.Now()
-	report, err := history.Check(t.Context(), db.Pool, history.Options{Journals: l.fleet.journals(t), Sample: -1})
+	report, err := history.Check(t.Context(), db.Pool, history.Options{
+		Journals: l.fleet.journals(t), Sample: -1, Crashed: m.done["kills_postgres"] > 0,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,8 +177,8 @@ func judge(t *testing.T, db *pgtest.DB, l *load, m *monkey, took time.Duration) 
 	t.Logf("checked in %s: %d tasks %v, %d steps %v, %d dispatches, %d attempts, %d failures, %d lost leases, %d undelivered, %d released",
 		time.Since(began).Round(time.Millisecond), report.Tasks, report.States, report.Steps, report.Ended, report.Dispatches, report.Attempts,
 		report.Failures, report.LostLeases, report.Undelivered, report.Released)
-	t.Logf("journals: %d frames, %d reports, %d acknowledged (%d repeated), %d submits acknowledged; %d late reports accepted, %d kept as evidence; %d calls made again",
-		report.Frames, report.Reports, report.AckedReports, report.RepeatedReports, report.AckedSubmits, report.LateAccepted, report.LateReports, l.tries.Load())
+	t.Logf("journals: %d frames (%d of forgotten grants), %d reports, %d acknowledged (%d repeated), %d submits acknowledged; %d late reports accepted, %d kept as evidence; %d calls made again",
+		report.Frames, report.Forgotten, report.Reports, report.AckedReports, report.RepeatedReports, report.AckedSubmits, report.LateAccepted, report.LateReports, l.tries.Load())
 	t.Logf("%.0f steps/s", float64(report.Steps)/took.Seconds())
 	t.Logf("reached chaos_steps=%d", report.Steps)
 	for _, a := range acts {

@@ -92,6 +92,7 @@ func (c *client) next() (graphs []*graph) {
 		c.mu.Lock() // The room is given out to one at a time.
 		if room := int(c.room.Load()); room > 0 {
 			g := drawGraph(c.draw, namespace, fmt.Sprintf("client-%d-task-%d", c.number, c.serial), room)
+			g.toBeCancelled = c.serial%12 == 5
 			c.room.Add(-int64(g.size()))
 			graphs = append(graphs, g)
 		}
@@ -172,7 +173,7 @@ func (c *client) call(ctx context.Context, tasks taskerv1.TaskServiceClient, gra
 
 // cancelSome cancels some of the tasks that are to be cancelled, or all.
 func (c *client) cancelSome(ctx context.Context, all bool) error {
-	for len(c.doomed) > 0 && (all || c.draw.IntN(3) == 0) {
+	for len(c.doomed) > 0 && (all || c.draw.IntN(2) == 0) {
 		id := c.doomed[0]
 		c.doomed = c.doomed[1:]
 		err := c.ask(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {

@@ -29,11 +29,10 @@ const (
 )
 
 const (
-	finalCode   = "NO_SUCH_CUSTOMER"
-	runTimeout  = 0.7 // seconds, of a run that hangs
-	stepLease   = 5 * time.Second
-	plentiful   = 100 // lost leases that a step may survive, where its end is to be foretold
-	cancelShare = 0.015
+	finalCode  = "NO_SUCH_CUSTOMER"
+	runTimeout = 0.7 // seconds, of a run that hangs
+	stepLease  = 5 * time.Second
+	plentiful  = 100 // lost leases that a step may survive, where its end is to be foretold
 )
 
 // plan is the handler_config of a step: what is to happen to it. It says all that the worker needs to know.
@@ -72,7 +71,7 @@ func drawGraph(draw *rand.Rand, namespace, key string, room int) *graph {
 		parents = chain(min(room, 3+draw.IntN(6)))
 	}
 	g := &graph{
-		namespace: namespace, key: key, doomed: map[string]bool{}, toBeCancelled: draw.Float64() < cancelShare,
+		namespace: namespace, key: key, doomed: map[string]bool{},
 		submission: &taskerv1.TaskSubmission{
 			Name: proto.String("chaos"), IdempotencyKey: proto.String(key), Context: fmt.Sprintf(`{"key": %q}`, key),
 			Labels: map[string]string{"test": "chaos"}, Priority: proto.Int32(draw.Int32N(4)),
