@@ -17,7 +17,7 @@ var hotArgs = map[string]string{
 	"claim": `null, '{1}', '{0}', '{100}', '{0}', array_fill(1, array[100]), array_fill(gen_random_uuid(), array[100]),
 		'{1}', '{1}', '{5 s}', '{t}', 1`,
 	"lock_leases":  `'{16384}', '{1}', array[gen_random_uuid()]`,
-	"lock_held":    `'{16384}', '{1}', array[gen_random_uuid()]`,
+	"lock_held":    `false, '{16384}', '{1}', array[gen_random_uuid()]`,
 	"lock_expired": `null, '{16384}', '{1}', array[gen_random_uuid()]`,
 	"complete":     `null, '{}', '{}', '{}', '{}', 1`,
 	"fail":         `null, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1`,
