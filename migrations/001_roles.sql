@@ -18,6 +18,10 @@ begin
       end;
     end if;
   end loop;
+  -- Whoever migrates hands the tables to the owner, and goes on changing them: both take membership.
+  if not pg_has_role(current_user, 'tasker_owner', 'member') then
+    execute format('grant tasker_owner to %I', current_user);
+  end if;
 end
 $$;
 
