@@ -446,6 +446,12 @@ func (h *hub) distribute(f *flush, grants []store.Grant) {
 			back = append(back, heldLease(g.Step))
 		}
 	}
+	// A poll returns with all that one claim brought it.
+	for _, s := range byID {
+		for p := range s.polls {
+			p.finishWithSteps()
+		}
+	}
 	h.mu.Unlock()
 	if len(back) > 0 {
 		h.e.giveBack(h.id, back, task.Undelivered)
@@ -456,7 +462,6 @@ func (h *hub) distribute(f *flush, grants []store.Grant) {
 func (s *session) deliver(r *task.ReadyStep) bool {
 	for p := range s.polls {
 		if p.give(r) {
-			p.finish()
 			return true
 		}
 	}

@@ -211,6 +211,16 @@ func (p *poll) give(r *task.ReadyStep) bool {
 	return true
 }
 
+// finishWithSteps lets the poll return if it has any.
+func (p *poll) finishWithSteps() {
+	p.mu.Lock()
+	some := len(p.steps) > 0
+	p.mu.Unlock()
+	if some {
+		p.finish()
+	}
+}
+
 // finish lets the poll return with what it has.
 func (p *poll) finish() {
 	p.mu.Lock()
