@@ -165,11 +165,8 @@ func (e *Engine) hub(id int32) *hub {
 	defer e.mu.Unlock()
 	h := e.hubs[id]
 	if h == nil {
-		h = newHub(e, id)
+		h = newHub(e, id, e.background.Err() != nil || e.draining)
 		e.hubs[id] = h
-		if e.background.Err() != nil || e.draining {
-			h.draining = true
-		}
 	}
 	return h
 }

@@ -3,6 +3,7 @@ package engine_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"testing"
 	"time"
@@ -278,6 +279,20 @@ func TestDrainingServersTellStreamsToMoveAndRefuseNewOnes(t *testing.T) {
 	e.CloseStreams()
 	if _, err := st.Next(t.Context()); !errors.Is(err, io.EOF) {
 		t.Fatalf("the stream ended with %v, want io.EOF", err)
+	}
+}
+
+// A namespace that is first heard of while the server drains gets none of its streams either. The race detector watches: its
+// loops must know before they start.
+func TestDrainingServersRefuseStreamsInNewNamespaces(t *testing.T) {
+	e := newEngine(t, pgtest.New(t))
+	e.StopDispatch()
+	for i := range 20 {
+		r := registration("w", "1", 5, "a")
+		r.Namespace = fmt.Sprintf("late-%d", i)
+		if _, err := e.Open(t.Context(), r); reason(err) != task.Draining {
+			t.Fatalf("a new stream got %v, want DRAINING", err)
+		}
 	}
 }
 

@@ -68,8 +68,8 @@ var weights = [4]int{8, 4, 2, 1}
 // lane that is in use. An idle lane costs nothing: the probe looks into it now and then.
 const fullLookEvery = 250 * time.Millisecond
 
-func newHub(e *Engine, id int32) *hub {
-	h := &hub{e: e, id: id, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}}
+func newHub(e *Engine, id int32, draining bool) *hub {
+	h := &hub{e: e, id: id, draining: draining, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}}
 	h.work, h.stored = sync.NewCond(&h.mu), sync.NewCond(&h.mu)
 	for range flushers {
 		e.workers.Go(h.flushLoop)
