@@ -79,7 +79,7 @@ func (h *hub) beat() {
 			s.beatAt = time.Now().Add(s.reg.HeartbeatInterval)
 			h.arm(s.beatAt)
 			for st := range s.streams {
-				st.push(Frame{Heartbeat: true})
+				st.push(Frame{Heartbeat: true, InFlight: len(s.leases)})
 			}
 			if n := h.notices(s); s.newest != nil && !slices.EqualFunc(n, s.noticed, sameNotice) {
 				s.noticed = n
@@ -100,11 +100,11 @@ func (h *hub) notices(s *session) []Notice {
 		}
 		return out
 	}
-	if s.gone || len(s.leases)+s.reserved >= s.reg.MaxInFlight {
+	if s.gone || len(s.leases) >= s.reg.MaxInFlight {
 		return nil
 	}
 	for _, name := range s.reg.Handlers {
-		if s.room(name) == 0 {
+		if limit, ok := s.reg.HandlerLimits[name]; ok && s.byHandler[name] >= limit {
 			out = append(out, Notice{Handler: name, Reason: "handler_limit"})
 			continue
 		}
@@ -229,6 +229,7 @@ type laneSlots struct {
 func (h *hub) fillSlots(all bool) []laneSlots {
 	var (
 		open  []*handler
+		last  *handler
 		lanes = map[*lane]int{}
 		out   []laneSlots
 	)
@@ -241,9 +242,6 @@ func (h *hub) fillSlots(all bool) []laneSlots {
 				break
 			}
 		}
-	}
-	if len(h.ring) > 0 {
-		h.ringAt = (h.ringAt + 1) % len(h.ring)
 	}
 	for slots := 0; slots < maxClaim && len(open) > 0; {
 		for i := 0; i < len(open) && slots < maxClaim; {
@@ -262,9 +260,14 @@ func (h *hub) fillSlots(all bool) []laneSlots {
 			}
 			out[at].sessions = append(out[at].sessions, s)
 			s.reserve(x.name)
+			last = x
 			slots++
 			i++
 		}
+	}
+	if last != nil {
+		// Whoever had the last slot has the last turn next time.
+		h.ringAt = (slices.Index(h.ring, last) + 1) % len(h.ring)
 	}
 	return out
 }

@@ -114,8 +114,8 @@ func (e *Engine) giveBack(namespaceID int32, leases []store.HeldLease, outcome t
 
 // Drain stops grants to a worker and waits until it holds no lease, or until the deadline; it answers those left.
 func (e *Engine) Drain(ctx context.Context, namespace, workerID, instanceID string, deadline time.Time) ([]store.SessionLease, error) {
-	namespaceID, err := e.namespace(ctx, namespace)
-	if err != nil {
+	namespaceID, ok, err := e.findNamespace(ctx, namespace)
+	if err != nil || !ok {
 		return nil, err
 	}
 	sessionID, ok, err := e.store.DrainSession(ctx, namespaceID, workerID, instanceID)
@@ -125,7 +125,7 @@ func (e *Engine) Drain(ctx context.Context, namespace, workerID, instanceID stri
 	e.hub(namespaceID).drainSession(sessionID)
 	// The leases may end through any server, so the database is asked; less often the longer it takes.
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
-		left, err := e.store.SessionLeases(ctx, namespaceID, sessionID)
+		left, err := e.sessionLeases(ctx, namespaceID, sessionID)
 		if err != nil || len(left) == 0 || !time.Now().Before(deadline) {
 			return left, err
 		}

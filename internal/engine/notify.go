@@ -40,7 +40,7 @@ type wire struct {
 	Freed   []string    `json:"c,omitempty"` // lease tokens
 	Revoked [][2]string `json:"r,omitempty"` // lease token, reason
 	Tasks   []int64     `json:"t,omitempty"`
-	Moved   []int32     `json:"m,omitempty"` // sessions that the sender has now
+	Moved   [][2]int32  `json:"m,omitempty"` // sessions that the sender has now, and since which epoch
 }
 
 type wireWake struct {
@@ -85,12 +85,12 @@ func (n *notifier) add(c store.Change) {
 }
 
 // moved tells the other servers that a session is this one's now.
-func (n *notifier) moved(sessionID int32) {
+func (n *notifier) moved(sessionID, epoch int32) {
 	if !n.hears() || n.peers.Load() == 0 {
 		return
 	}
 	n.mu.Lock()
-	n.pending.Moved = append(n.pending.Moved, sessionID)
+	n.pending.Moved = append(n.pending.Moved, [2]int32{sessionID, epoch})
 	n.mu.Unlock()
 	select {
 	case n.wake <- struct{}{}:
@@ -272,8 +272,8 @@ func (e *Engine) hear(payload string) {
 	}
 	e.heed(c)
 	for _, h := range e.everyHub() {
-		for _, id := range w.Moved {
-			h.movedAway(id)
+		for _, m := range w.Moved {
+			h.movedAway(m[0], m[1])
 		}
 	}
 }

@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/taskerhq/tasker/internal/store"
@@ -107,6 +109,19 @@ func (s *session) forget(nonce [16]byte) {
 	}
 }
 
+// takenOver is why a stream gets no frames any more: its worker's process has opened a newer one, here or elsewhere.
+func (s *session) takenOver() error {
+	return task.Refuse(task.SessionTakenOver, "a newer stream of this instance gets the frames").
+		With("worker_id", s.reg.WorkerID).With("instance_id", s.reg.InstanceID)
+}
+
+// endStreams ends every stream of a session that a newer one has taken over.
+func (s *session) endStreams() {
+	for st := range s.streams {
+		st.end(s.takenOver())
+	}
+}
+
 // Opened is what a worker is told when its stream opens.
 type Opened struct {
 	HeartbeatInterval time.Duration
@@ -114,6 +129,7 @@ type Opened struct {
 	ServerTime        time.Time
 	Lost              []task.Token // of the leases it said it holds
 	InFlight          int          // leases the server knows it to hold
+	Notices           []Notice     // of a poll that brought nothing: why
 }
 
 // openSession makes this server the one that grants to the session and reads what it holds. A poll of a session that is
@@ -129,8 +145,10 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 	}
 	h = e.hub(namespaceID)
 	if polling {
-		if s := h.sameSession(r); s != nil {
-			return h, s, Opened{HeartbeatInterval: r.HeartbeatInterval, DeliveryTimeout: r.DeliveryTimeout}, nil
+		if s, held := h.sameSession(r); s != nil {
+			o = Opened{HeartbeatInterval: r.HeartbeatInterval, DeliveryTimeout: r.DeliveryTimeout, InFlight: held}
+			o.Lost, err = e.lost(ctx, namespaceID, s.id, r.Held)
+			return h, s, o, err
 		}
 	}
 	id, epoch, at, err := e.store.OpenSession(ctx, namespaceID, e.conf.ReplicaID, r.Session)
@@ -139,7 +157,7 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 	}
 	e.clock.learn(at)
 	// Read after the take-over committed: from then on only this server grants to the session.
-	leases, err := e.store.SessionLeases(ctx, namespaceID, id)
+	leases, err := e.sessionLeases(ctx, namespaceID, id)
 	if err != nil {
 		return nil, nil, o, err
 	}
@@ -147,14 +165,7 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 	if err != nil {
 		return nil, nil, o, err
 	}
-	for i := range leases {
-		l, err := e.lane(ctx, leases[i].LaneID)
-		if err != nil {
-			return nil, nil, o, err
-		}
-		leases[i].Handler = l.Handler
-	}
-	e.notifier.moved(id)
+	e.notifier.moved(id, epoch)
 	o = Opened{HeartbeatInterval: r.HeartbeatInterval, DeliveryTimeout: r.DeliveryTimeout, ServerTime: at}
 	var undelivered []store.HeldLease
 	s, undelivered = h.adopt(id, epoch, r, leases, polling, &o)
@@ -166,30 +177,52 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 	return h, s, o, nil
 }
 
-// sameSession finds a session that a poll may use as it stands.
-func (h *hub) sameSession(r *Registration) *session {
+// sessionLeases reads what a session holds.
+func (e *Engine) sessionLeases(ctx context.Context, namespaceID, sessionID int32) ([]store.SessionLease, error) {
+	leases, err := e.store.SessionLeases(ctx, namespaceID, sessionID)
+	for i := range leases {
+		l, err := e.lane(ctx, leases[i].LaneID)
+		if err != nil {
+			return nil, err
+		}
+		leases[i].Handler = l.Handler
+	}
+	return leases, err
+}
+
+// lost are those of the leases that a worker says it holds which it does not.
+func (e *Engine) lost(ctx context.Context, namespaceID, sessionID int32, held []task.Token) (lost []task.Token, err error) {
+	if len(held) == 0 {
+		return nil, nil
+	}
+	leases, err := e.store.SessionLeases(ctx, namespaceID, sessionID)
+	if err != nil {
+		return nil, err
+	}
+	stands := make(map[[16]byte]bool, len(leases))
+	for _, l := range leases {
+		stands[l.Token.Nonce] = true
+	}
+	for _, t := range held {
+		if !stands[t.Nonce] {
+			lost = append(lost, t)
+		}
+	}
+	return lost, nil
+}
+
+// sameSession finds a session that a poll may use as it stands, and how many leases are counted for it.
+func (h *hub) sameSession(r *Registration) (s *session, held int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, s := range h.sessions {
 		if s.reg.WorkerID == r.WorkerID && s.reg.InstanceID == r.InstanceID && !s.gone && !s.drained &&
-			s.reg.MaxInFlight == r.MaxInFlight && sameHandlers(s.reg.Handlers, r.Handlers) {
-			s.opening++
-			return s
+			s.reg.MaxInFlight == r.MaxInFlight && slices.Equal(s.reg.Handlers, r.Handlers) &&
+			maps.Equal(s.reg.HandlerLimits, r.HandlerLimits) && s.reg.DeliveryTimeout == r.DeliveryTimeout && s.reg.Beats == r.Beats {
+			return s, len(s.leases)
 		}
 	}
-	return nil
-}
-
-func sameHandlers(a, b []string) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
+	return nil, 0
 }
 
 // adopt installs or renews the session, which stays until its caller has attached. For a stream it also tells the leases
@@ -225,15 +258,15 @@ func (h *hub) adopt(id, epoch int32, r *Registration, leases []store.SessionLeas
 		s.keep(l.Token.Nonce, l.Handler)
 	}
 	o.InFlight = len(leases)
-	if polling {
-		return s, nil
-	}
 	held := make(map[[16]byte]bool, len(r.Held))
 	for _, t := range r.Held {
 		held[t.Nonce] = true
 		if !stands[t.Nonce] {
 			o.Lost = append(o.Lost, t)
 		}
+	}
+	if polling {
+		return s, nil
 	}
 	var undelivered []store.HeldLease
 	for _, l := range leases {
@@ -257,16 +290,17 @@ func (h *hub) unsubscribe(s *session) {
 	}
 }
 
-// movedAway heeds that another server has a session now. Claims of this one found no session, and left their lanes with
-// what stands in them: others look again.
-func (h *hub) movedAway(id int32) {
+// movedAway heeds that another server has had a session since epoch; it may have come back here since. Claims of this server
+// found no session, and left their lanes with what stands in them: others look again.
+func (h *hub) movedAway(id, epoch int32) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.sessions[id]
-	if s == nil || s.gone {
+	if s == nil || s.gone || s.epoch >= epoch {
 		return
 	}
 	s.gone = true
+	s.endStreams()
 	for _, name := range s.reg.Handlers {
 		for _, x := range h.handler(name).lanes {
 			x.heat()

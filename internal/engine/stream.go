@@ -10,13 +10,15 @@ import (
 	"github.com/taskerhq/tasker/internal/task"
 )
 
-// Frame is one message to a worker; exactly one field is set.
+// Frame is one message to a worker; exactly one field says which.
 type Frame struct {
 	Step      *task.ReadyStep
 	Revoked   *store.Revoked
 	Notices   []Notice // one a handler
 	Heartbeat bool
 	Draining  bool
+
+	InFlight int // of a heartbeat: the leases counted for the session
 }
 
 // Notice says why a handler has no step to give although the session has room.
@@ -40,8 +42,7 @@ type Stream struct {
 	wake   chan struct{}
 }
 
-// Open opens a worker's stream. It gets the session's frames from now on; an older stream of the session stays open
-// without any.
+// Open opens a worker's stream. It gets the session's frames from now on; an older stream of the session ends.
 func (e *Engine) Open(ctx context.Context, r Registration) (*Stream, error) {
 	h, s, opened, err := e.openSession(ctx, &r, false)
 	if err != nil {
@@ -56,12 +57,15 @@ func (e *Engine) Open(ctx context.Context, r Registration) (*Stream, error) {
 		return nil, task.Refuse(task.Draining, "this server is going away: open the stream on another one").After(time.Second)
 	case h.streams >= e.conf.MaxStreams:
 		return nil, task.Refuse(task.TooManyStreams, "this server has its fill of streams in this namespace").After(5 * time.Second)
+	case s.gone:
+		return nil, s.takenOver()
 	}
 	h.streams++
 	if s.newest != nil {
 		// What the older stream has not handed out moves over.
 		st.frames = s.newest.takeSteps()
 	}
+	s.endStreams()
 	s.streams[st], s.newest = true, st
 	s.noticed = nil
 	s.beatAt = time.Now().Add(r.HeartbeatInterval)
@@ -119,9 +123,6 @@ func (st *Stream) Close() {
 	h.streams--
 	if s.newest == st {
 		s.newest = nil
-		for other := range s.streams {
-			s.newest = other
-		}
 	}
 	left := st.takeSteps()
 	h.mu.Unlock()
@@ -259,6 +260,9 @@ func (e *Engine) Poll(ctx context.Context, r Registration, maxSteps int, wait ti
 	h.mu.Lock()
 	delete(s.polls, p)
 	s.quietAt = time.Now()
+	if len(p.steps) == 0 {
+		opened.Notices = h.notices(s)
+	}
 	h.mu.Unlock()
 	if ctx.Err() != nil {
 		// The caller is gone: what it was about to get goes back.

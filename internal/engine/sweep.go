@@ -196,7 +196,11 @@ func (e *Engine) keep(ctx context.Context, h *hub) error {
 	if err != nil {
 		return err
 	}
-	full := h.heedKept(kept)
+	asked := make(map[int32]int32, len(ids))
+	for i, id := range ids {
+		asked[id] = epochs[i]
+	}
+	full := h.heedKept(kept, asked)
 	if len(full) == 0 {
 		return nil
 	}
@@ -224,19 +228,20 @@ func (h *hub) presentSessions() (ids, epochs []int32, quiet []*session) {
 	return ids, epochs, quiet
 }
 
-// heedKept acts on what became of sessions, and lists those that look full.
-func (h *hub) heedKept(kept []store.Kept) (full []int32) {
+// heedKept acts on what became of sessions that stood in the epochs asked about, and lists those that look full. A session
+// that was opened here anew meanwhile is in a later epoch.
+func (h *hub) heedKept(kept []store.Kept, asked map[int32]int32) (full []int32) {
 	var moved []int32
 	defer func() {
 		for _, id := range moved {
-			h.movedAway(id)
+			h.movedAway(id, asked[id]+1)
 		}
 	}()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, k := range kept {
 		s := h.sessions[k.SessionID]
-		if s == nil {
+		if s == nil || s.epoch != asked[k.SessionID] {
 			continue
 		}
 		s.drained = k.Drained
@@ -247,8 +252,7 @@ func (h *hub) heedKept(kept []store.Kept) (full []int32) {
 				st.end(task.Refuse(task.SessionTakenOver, "a later instance has this worker_id").With("worker_id", s.reg.WorkerID))
 			}
 		case !k.Kept:
-			// Another server has it: the worker opened a newer stream there. This one gets no frames any more, and stays
-			// open until the worker closes it.
+			// Another server has it: the worker opened a newer stream there.
 			moved = append(moved, s.id)
 		case len(s.leases) >= s.reg.MaxInFlight || len(s.reg.HandlerLimits) > 0:
 			full = append(full, s.id)

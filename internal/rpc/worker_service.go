@@ -123,7 +123,9 @@ func (s *workerService) frame(f *engine.Frame) *pb.ReadyStepsResponse {
 			GraceDuration: durationpb.New(s.settings.DrainGrace),
 		}}}
 	default:
-		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Heartbeat{Heartbeat: &pb.StreamHeartbeat{ServerTime: s.clock.now()}}}
+		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Heartbeat{Heartbeat: &pb.StreamHeartbeat{
+			ServerTime: s.clock.now(), InFlight: count(f.InFlight),
+		}}}
 	}
 }
 
@@ -141,8 +143,12 @@ func (s *workerService) PollReadySteps(ctx context.Context, req *pb.PollReadySte
 	s.clock.learn(opened.ServerTime)
 	lost := lostTokens(opened.Lost, strange)
 	sent := s.fitting(ctx, steps, maxBatch-bytesOf(lost))
+	var blockers []*pb.DispatchBlocker
+	for i := range opened.Notices {
+		blockers = append(blockers, blocker(&opened.Notices[i]))
+	}
 	return &pb.PollReadyStepsResponse{
-		Steps: sent, LostLeaseTokens: lost, ServerTime: s.clock.now(), Capabilities: capabilities,
+		Steps: sent, LostLeaseTokens: lost, Blockers: blockers, ServerTime: s.clock.now(), Capabilities: capabilities,
 		InFlight: count(opened.InFlight + len(sent)),
 	}, nil
 }
@@ -364,7 +370,9 @@ func (s *workerService) DrainWorker(ctx context.Context, req *pb.DrainWorkerRequ
 	}
 	resp := &pb.DrainWorkerResponse{}
 	for _, l := range left {
-		resp.Remaining = append(resp.Remaining, &pb.RemainingLease{StepId: l.Token.Step.String(), Handler: l.Handler})
+		resp.Remaining = append(resp.Remaining, &pb.RemainingLease{
+			StepId: l.Token.Step.String(), Handler: l.Handler, ExpiresAt: timestamppb.New(l.Until),
+		})
 	}
 	return resp, nil
 }

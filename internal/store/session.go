@@ -41,6 +41,7 @@ type SessionLease struct {
 	Token     task.Token
 	LaneID    int32
 	Confirmed bool
+	Until     time.Time
 	Handler   string // for the caller to fill in from the lane
 }
 
@@ -56,7 +57,7 @@ func (s *Store) SessionLeases(ctx context.Context, namespaceID, sessionID int32)
 			no int
 		)
 		l.Token.NamespaceID, l.Token.SessionID = namespaceID, sessionID
-		err = row.Scan(&id, &no, &l.Token.Nonce, &l.Token.Dispatch, &l.LaneID, &l.Confirmed)
+		err = row.Scan(&id, &no, &l.Token.Nonce, &l.Token.Dispatch, &l.LaneID, &l.Confirmed, &l.Until)
 		l.Token.Step = task.ID(id).Step(no)
 		return l, err
 	})
