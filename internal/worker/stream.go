@@ -20,6 +20,10 @@ const (
 // handover is how long a stream may go on bringing what was sent before another took over from it.
 const handover = time.Second
 
+// strayFor is how long after its end a stream that we gave up may still come to life in a server that stood still or was cut
+// off, and take over from a newer one.
+const strayFor = time.Minute
+
 // stream is one ReadySteps call. Only the goroutine of follow touches it.
 type stream struct {
 	number int
@@ -61,6 +65,7 @@ type follower struct {
 	// current brings the frames. next is being opened and becomes current with its first frame. Either may be nil.
 	current, next *stream
 	count         int
+	lostAt        time.Time // when the last stream was given up
 	reopen        *time.Timer
 	pause         *backoff
 }
@@ -115,12 +120,24 @@ func (f *follower) receive(life context.Context, arrival arrival) error {
 	case from == f.current && f.next != nil:
 		// The server may end the old stream before it says that the new one is open.
 		f.lose(life, from, arrival.err)
+	case f.ownDoing(from, arrival.err):
+		f.lose(life, from, arrival.err)
 	case judge(statusOf(arrival.err)) != again:
 		return fmt.Errorf("following ready steps: %w", arrival.err)
 	default:
 		f.lose(life, from, arrival.err)
 	}
 	return nil
+}
+
+// ownDoing says that a stream may have been taken over from by another one of ours: one that its server took in and then
+// refused, or died of, before we heard; or one from before that came late. Only this process knows the instance, so it is not
+// to stop for that.
+func (f *follower) ownDoing(from *stream, why error) bool {
+	if statusOf(why).GetReason() != taskerv1.ErrorReason_ERROR_REASON_SESSION_TAKEN_OVER {
+		return false
+	}
+	return f.count > from.number || !f.lostAt.IsZero() && time.Since(f.lostAt) < strayFor
 }
 
 // open starts another stream beside the current one, if any.
@@ -247,6 +264,7 @@ func (w *Worker) opened(opened *taskerv1.SessionOpened) {
 // lose gives a stream up and sees to another.
 func (f *follower) lose(life context.Context, lost *stream, why error) {
 	lost.close()
+	f.lostAt = time.Now()
 	if lost == f.current {
 		f.current = nil
 	} else {

@@ -243,6 +243,27 @@ func TestOldStreamMayEndFirstWhenAnotherTakesOver(t *testing.T) {
 	}
 }
 
+// The server that a worker moves to takes the session over and then refuses the stream: it is going away as well, or dies.
+// The old stream's end is no reason to stop then; and neither is that of the next one, while the refused one may still come
+// to life somewhere.
+func TestTakeOverByAStreamOfOursThatNeverOpened(t *testing.T) {
+	p := play(t, newScript(), succeed)
+	old := p.stream()
+	old.open()
+	old.drain()
+	p.stream().end <- refuse(t, codes.Unavailable, "DRAINING")
+	old.end <- refuse(t, codes.FailedPrecondition, "SESSION_TAKEN_OVER")
+	again := p.stream()
+	again.open()
+	again.end <- refuse(t, codes.FailedPrecondition, "SESSION_TAKEN_OVER")
+	last := p.stream()
+	last.open()
+	last.step("a")
+	if token := receive(t, p.reports, "report").GetReports()[0].GetLeaseToken(); token != "a" {
+		t.Errorf("reported %s", token)
+	}
+}
+
 func TestReconnectNamesWhatIsHeldAndLearnsWhatIsLost(t *testing.T) {
 	handler, causes := untilRevoked()
 	p := play(t, newScript(), handler)
