@@ -206,6 +206,23 @@ func (c *crowd) count(sql string, args ...any) (n int) {
 	return n
 }
 
+// closeGate makes the COMMIT of every transaction that writes into a table wait until the gate opens: all else of the
+// transaction is done by then, and nobody sees it.
+func (c *crowd) closeGate(table string) (open func()) {
+	c.Helper()
+	c.execute(`create function gate() returns trigger language plpgsql as $$
+		begin perform pg_advisory_xact_lock_shared(1); return null; end $$`)
+	c.execute(`create constraint trigger gate after insert on ` + table + ` deferrable initially deferred
+		for each row execute function gate()`)
+	conn := c.db.Conn(c.T)
+	_, err := conn.Exec(c.Context(), "select pg_advisory_lock(1)")
+	c.ok(err)
+	return func() {
+		_, err := conn.Exec(c.Context(), "select pg_advisory_unlock(1)")
+		c.ok(err)
+	}
+}
+
 // sound demands what must hold of all tasks at rest. Call it when every change was settled.
 func (c *crowd) sound() {
 	c.Helper()

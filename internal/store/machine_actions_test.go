@@ -66,7 +66,7 @@ func (x *machine) granted(claim *store.Claim, grants []store.Grant) {
 				got = append(got, g)
 			}
 		}
-		same(x, fmt.Sprintf("grants of lane %d", want.LaneID), len(got), expected)
+		same(x, fmt.Sprintf("S13: grants of lane %d", want.LaneID), len(got), expected)
 		if anyDead && expected > 0 {
 			x.reached["granted past a dead session"]++
 		}
@@ -82,7 +82,7 @@ func (x *machine) granted(claim *store.Claim, grants []store.Grant) {
 		for _, g := range got {
 			f, alive := fence(g.SessionID)
 			if !alive {
-				x.t.Fatalf("session %d was granted a step", g.SessionID)
+				x.t.Fatalf("S10: session %d was granted a step", g.SessionID)
 			}
 			x.hold(g, f)
 		}
@@ -204,7 +204,7 @@ func (x *machine) report(t *rapid.T, tokens []issued, claim *store.Claim) {
 		if f.Answers[i].Late {
 			return lost // decided below
 		}
-		same(x, "verdict of a running step's report", x.m.report(tokens[i].dispatch, outcomes[i]), accepted)
+		same(x, "S4: verdict of a running step's report", x.m.report(tokens[i].dispatch, outcomes[i]), accepted)
 		x.reached["report accepted"]++
 		return accepted
 	})
@@ -241,7 +241,7 @@ func (x *machine) reportLate(d issued, o modelOutcome, r *task.Report) {
 	}
 	x.learnJitter([]issued{d}, func(int) verdict {
 		want := x.m.report(d.dispatch, o)
-		same(x, "verdict of a late report", got, want)
+		same(x, "S4: verdict of a late report", got, want)
 		return want
 	})
 	x.reached["report "+string(got)]++
@@ -298,13 +298,13 @@ func (x *machine) compareFailure(d *dispatch) {
 		x.reached["skipped"]++
 	}
 	same(x, "outcome", outcome, f.outcome)
-	same(x, "delay_source", source, f.source)
+	same(x, "S6: delay_source", source, f.source)
 	same(x, "error_code", code, f.code)
-	same(x, "attempt", attempt, f.attempt)
+	same(x, "S5: attempt", attempt, f.attempt)
 	same(x, "failures", failures, f.failures)
 	same(x, "epoch", epoch, d.step.epoch)
 	same(x, "recorded_at", ended.Equal(f.at), true)
-	same(x, "clamped", clamped, f.clamped)
+	same(x, "S6: clamped", clamped, f.clamped)
 	if f.next.IsZero() {
 		same(x, "a delay of a step that failed for good", base != nil || jitter != nil || next != nil, false)
 		return

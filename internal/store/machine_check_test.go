@@ -157,7 +157,7 @@ func (x *machine) check(t *rapid.T) {
 			t.Fatalf("the buckets of %+v sum to %d", s, sum)
 		}
 		if mt := x.task(s.TaskID); s.Status == "error" && mt.noted == "" && !mt.mayEnd {
-			t.Fatalf("task %d came to its end in error, and no verb said that it may have", s.TaskID)
+			t.Fatalf("S13: task %d came to its end in error, and no verb said that it may have", s.TaskID)
 		}
 	}
 }

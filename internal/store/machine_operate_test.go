@@ -75,7 +75,7 @@ func (x *machine) expire(t *rapid.T) {
 			}
 		}
 		same(x, "outcome", string(e.Outcome), outcome)
-		same(x, "failed for good", e.Parked, s.place == isParked)
+		same(x, "S5: failed for good", e.Parked, s.place == isParked)
 	}
 	x.heed(change)
 }

@@ -43,6 +43,29 @@ func TestRaceOfCancelAndClaim(t *testing.T) {
 	})
 }
 
+// The same with the claim certain to be moving the row while the cancel looks: in one snapshot it is seen nowhere.
+func TestCancelFindsAStepThatAClaimIsMoving(t *testing.T) {
+	c := newCrowd(t, 2, 4)
+	id := c.submit([]task.StepSpec{step(), step(1)})[0]
+	open := c.closeGate("lease")
+	together(
+		func() { c.claim(c.servers[0], 1) },
+		func() {
+			(&world{T: t, db: c.db}).untilBlocked(1)
+			_, _, err := c.servers[1].CancelTask(c.Context(), id, act)
+			c.refusal(err)
+		},
+		func() {
+			(&world{T: t, db: c.db}).untilBlocked(2)
+			open()
+		},
+	)
+	if n := c.count("select count(*) from lease where task_id = $1", id); n != 0 {
+		t.Errorf("S1: %d leases of a cancelled task", n)
+	}
+	c.sound()
+}
+
 // A completing transaction wakes children while a cancel ends them.
 func TestRaceOfCancelAndComplete(t *testing.T) {
 	race(t, func(c *crowd, a, b *store.Store) {
@@ -204,14 +227,7 @@ func TestTwoLastFailuresThatOverlapEndTheirTask(t *testing.T) {
 	c := newCrowd(t, 2, 4)
 	id := c.submit([]task.StepSpec{step(), step()})[0]
 	tokens := c.claim(c.servers[0], 2)
-	// A deferred trigger makes COMMIT wait for the gate, when all else of its transaction is done and nobody sees it.
-	c.execute(`create function gate() returns trigger language plpgsql as $$
-		begin perform pg_advisory_xact_lock_shared(1); return null; end $$`)
-	c.execute(`create constraint trigger gate after insert on parked deferrable initially deferred
-		for each row execute function gate()`)
-	gate := c.db.Conn(t)
-	_, err := gate.Exec(t.Context(), "select pg_advisory_lock(1)")
-	c.ok(err)
+	unlock := c.closeGate("parked")
 	fail := func(n int) func() {
 		return func() {
 			took, change := c.verdictOf(c.servers[n], outcomeOf(tokens[n], task.PermanentFailure))
@@ -223,8 +239,7 @@ func TestTwoLastFailuresThatOverlapEndTheirTask(t *testing.T) {
 	}
 	open := func() {
 		(&world{T: t, db: c.db}).untilBlocked(2)
-		_, err := gate.Exec(t.Context(), "select pg_advisory_unlock(1)")
-		c.ok(err)
+		unlock()
 	}
 	together(fail(0), fail(1), open)
 	if n := c.count("select count(*) from task_end where task_id = $1 and state = 'error'", id); n != 1 {
