@@ -282,6 +282,27 @@ func TestDrainingServersTellStreamsToMoveAndRefuseNewOnes(t *testing.T) {
 	}
 }
 
+// A worker that is told to move may come to another server that is going away. That one must leave its session alone: its
+// streams elsewhere would end for good.
+func TestServersThatRefuseAStreamDoNotTakeItsSessionOver(t *testing.T) {
+	db := pgtest.New(t)
+	here, there := newEngine(t, db), newEngine(t, db)
+	st := openAs(t, here, registration("w", "1", 5, "a"))
+	there.StopDispatch()
+	if _, err := there.Open(t.Context(), registration("w", "1", 5, "a")); reason(err) != task.Draining {
+		t.Fatalf("the other server answered %v, want DRAINING", err)
+	}
+	if _, _, err := there.Poll(t.Context(), registration("w", "1", 5, "a"), 1, 0); reason(err) != task.Draining {
+		t.Fatalf("the other server answered %v to a poll, want DRAINING", err)
+	}
+	var epoch int
+	if err := db.Pool.QueryRow(t.Context(), "select epoch from worker_session").Scan(&epoch); err != nil || epoch != 1 {
+		t.Errorf("the session is in epoch %d (%v), want 1", epoch, err)
+	}
+	submit(t, here, spec("a"))
+	nextStep(t, st)
+}
+
 // A namespace that is first heard of while the server drains gets none of its streams either. The race detector watches: its
 // loops must know before they start.
 func TestDrainingServersRefuseStreamsInNewNamespaces(t *testing.T) {

@@ -144,6 +144,13 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 		return nil, nil, o, err
 	}
 	h = e.hub(namespaceID)
+	// Before the session is taken over from a server where it may be served well.
+	h.mu.Lock()
+	err = h.admit(polling)
+	h.mu.Unlock()
+	if err != nil {
+		return nil, nil, o, err
+	}
 	if polling {
 		if s, held := h.sameSession(r); s != nil {
 			o = Opened{HeartbeatInterval: r.HeartbeatInterval, DeliveryTimeout: r.DeliveryTimeout, InFlight: held}

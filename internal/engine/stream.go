@@ -42,6 +42,17 @@ type Stream struct {
 	wake   chan struct{}
 }
 
+// admit refuses a stream or a poll that has no place here. It needs h.mu.
+func (h *hub) admit(polling bool) error {
+	switch {
+	case h.draining || h.closed:
+		return task.Refuse(task.Draining, "this server is going away: try another one").After(time.Second)
+	case !polling && h.streams >= h.e.conf.MaxStreams:
+		return task.Refuse(task.TooManyStreams, "this server has its fill of streams in this namespace").After(5 * time.Second)
+	}
+	return nil
+}
+
 // Open opens a worker's stream. It gets the session's frames from now on; an older stream of the session ends.
 func (e *Engine) Open(ctx context.Context, r Registration) (*Stream, error) {
 	h, s, opened, err := e.openSession(ctx, &r, false)
@@ -52,12 +63,10 @@ func (e *Engine) Open(ctx context.Context, r Registration) (*Stream, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s.opening--
-	switch {
-	case h.draining || h.closed:
-		return nil, task.Refuse(task.Draining, "this server is going away: open the stream on another one").After(time.Second)
-	case h.streams >= e.conf.MaxStreams:
-		return nil, task.Refuse(task.TooManyStreams, "this server has its fill of streams in this namespace").After(5 * time.Second)
-	case s.gone:
+	if err := h.admit(false); err != nil {
+		return nil, err
+	}
+	if s.gone {
 		return nil, s.takenOver()
 	}
 	h.streams++
@@ -241,9 +250,9 @@ func (e *Engine) Poll(ctx context.Context, r Registration, maxSteps int, wait ti
 	p := &poll{max: max(maxSteps, 1), done: make(chan struct{})}
 	h.mu.Lock()
 	s.opening--
-	if h.draining || h.closed {
+	if err := h.admit(true); err != nil {
 		h.mu.Unlock()
-		return nil, opened, task.Refuse(task.Draining, "this server is going away: poll another one").After(time.Second)
+		return nil, opened, err
 	}
 	s.polls[p] = true
 	h.work.Broadcast()
