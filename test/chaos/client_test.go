@@ -24,7 +24,7 @@ import (
 )
 
 // window is how many tasks may be unfinished before clients wait, so that they submit all through the run.
-const window = 120
+const window = 250
 
 // load is what all clients and operators share.
 type load struct {

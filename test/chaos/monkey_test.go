@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -65,29 +66,34 @@ func newMonkey(f *fleet, db *pgtest.DB, dataDir string, seed uint64) (*monkey, e
 	return m, nil
 }
 
-// rage deals one deck of acts after another until ctx ends, but at least one to its end, and returns when all is repaired.
+// rage deals acts until ctx ends, and at least one of each kind; it returns when all is repaired.
 func (m *monkey) rage(ctx context.Context) error {
 	always := context.WithoutCancel(ctx)
-	for first := true; first || ctx.Err() == nil; first = false {
-		var deck []act
-		for _, a := range acts {
-			for range a.deal {
-				deck = append(deck, a)
-			}
+	for deck := m.shuffle(1); len(deck) > 0; deck = deck[1:] {
+		sleep(always, time.Duration(100+m.draw.IntN(900))*time.Millisecond)
+		for tries := 0; !deck[0].do(m, always) && tries < 100; tries++ {
+			sleep(always, 50*time.Millisecond)
 		}
-		m.draw.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
-		for _, a := range deck {
-			if ctx.Err() != nil && m.done[a.name] > 0 {
-				continue
-			}
-			sleep(always, time.Duration(50+m.draw.IntN(350))*time.Millisecond)
-			for tries := 0; !a.do(m, always) && tries < 100; tries++ {
-				sleep(always, 50*time.Millisecond)
-			}
+		if len(deck) == 1 && ctx.Err() == nil {
+			deck = append(deck, m.shuffle(math.MaxInt)...)
+		}
+		if ctx.Err() != nil && len(m.done) == len(acts) {
+			break
 		}
 	}
 	m.repairs.Wait()
 	return errors.Join(m.wrong...)
+}
+
+// shuffle makes a deck: each act as often as it is dealt, but at most so often.
+func (m *monkey) shuffle(most int) (deck []act) {
+	for _, a := range acts {
+		for range min(a.deal, most) {
+			deck = append(deck, a)
+		}
+	}
+	m.draw.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
+	return deck
 }
 
 // did counts an act.
