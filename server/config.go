@@ -115,7 +115,7 @@ func (c *Config) options() []option {
 		{"shutdown-timeout", Limits, &c.ShutdownTimeout, "DURATION", "longest time between the signal to stop and the end, 1s to 20s"},
 		{"connection-age", Limits, &c.ConnectionAge, "DURATION", "how old a connection gets, give or take a tenth, before its client is asked to make a new one, so that load spreads over new servers; at least 1m"},
 		{"max-waiting", Limits, &c.MaxWaiting, "N", "submits and reports that may wait for the database at once; further ones are RATE_LIMITED"},
-		{"max-streams", Limits, &c.MaxStreams, "N", "open ReadySteps streams of one namespace; further ones are TOO_MANY_STREAMS"},
+		{"max-streams", Limits, &c.MaxStreams, "N", "open ReadySteps streams of one namespace, and as many WatchTask streams and waiting polls; further ones are TOO_MANY_STREAMS, polls RATE_LIMITED"},
 
 		{"log-level", Seeing, &c.LogLevel, "LEVEL", "debug (every call), info, warn or error"},
 		{"log-format", Seeing, &c.LogFormat, "FORMAT", "text or json, on standard error"},

@@ -34,7 +34,7 @@ type Config struct {
 	Retention         time.Duration // age of ended tasks that are dropped; 0 keeps them for ever
 	PartitionInterval time.Duration // how often a fresh task partition is begun; 0: a day
 	MaxWaiting        int           // calls that may wait for a batch; 0: 10,000
-	MaxStreams        int           // open streams a namespace; 0: 10,000
+	MaxStreams        int           // open streams, waiting polls and watches, each, of a namespace; 0: 10,000
 }
 
 // Engine runs the verbs over one store.
@@ -55,6 +55,7 @@ type Engine struct {
 	lanes    map[int32]store.Lane // by id
 	laneIDs  map[store.Lane]int32 // by what it is, ID left 0
 	watches  map[task.ID][]*Watch // who watches a task
+	watching map[string]int       // watches by namespace
 	revoked  *recent[[16]byte, task.RevokeReason]
 	draining bool
 
@@ -87,6 +88,7 @@ func New(st *store.Store, c Config) *Engine {
 		lanes:    map[int32]store.Lane{},
 		laneIDs:  map[store.Lane]int32{},
 		watches:  map[task.ID][]*Watch{},
+		watching: map[string]int{},
 		revoked:  newRecent[[16]byte, task.RevokeReason](10_000),
 		settling: make(chan task.ID, 4096),
 	}
@@ -289,7 +291,8 @@ func (e *Engine) heed(c store.Change) {
 
 // admit bounds the calls that wait for a batch. Each admitted call is dismissed once.
 func (e *Engine) admit(n int) error {
-	if e.waiting.Add(int64(n)) > int64(e.conf.MaxWaiting)+int64(n) {
+	// A batch counts as one by what was there before it, since it may be larger than the bound.
+	if e.waiting.Add(int64(n))-int64(n) >= int64(e.conf.MaxWaiting) {
 		e.waiting.Add(-int64(n))
 		return task.Refuse(task.RateLimited, "too many calls are waiting on this server").After(time.Second)
 	}

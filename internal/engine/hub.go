@@ -33,6 +33,7 @@ type hub struct {
 	reports []*pendingReport
 	submits []*pendingSubmit
 	streams int
+	polls   int // that wait
 
 	timer   *time.Timer // fires at timerAt: lanes fall due, sweeps and stream heartbeats
 	timerAt time.Time

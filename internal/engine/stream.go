@@ -49,6 +49,8 @@ func (h *hub) admit(polling bool) error {
 		return task.Refuse(task.Draining, "this server is going away: try another one").After(time.Second)
 	case !polling && h.streams >= h.e.conf.MaxStreams:
 		return task.Refuse(task.TooManyStreams, "this server has its fill of streams in this namespace").After(5 * time.Second)
+	case polling && h.polls >= h.e.conf.MaxStreams:
+		return task.Refuse(task.RateLimited, "this server has its fill of polls in this namespace").After(time.Second)
 	}
 	return nil
 }
@@ -254,6 +256,7 @@ func (e *Engine) Poll(ctx context.Context, r Registration, maxSteps int, wait ti
 		h.mu.Unlock()
 		return nil, opened, err
 	}
+	h.polls++
 	s.polls[p] = true
 	h.work.Broadcast()
 	h.mu.Unlock()
@@ -267,6 +270,7 @@ func (e *Engine) Poll(ctx context.Context, r Registration, maxSteps int, wait ti
 	timer.Stop()
 	p.finish()
 	h.mu.Lock()
+	h.polls--
 	delete(s.polls, p)
 	s.quietAt = time.Now()
 	if len(p.steps) == 0 {

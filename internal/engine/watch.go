@@ -17,6 +17,7 @@ const watchEvery = 2 * time.Second
 type Watch struct {
 	e         *Engine
 	id        task.ID
+	namespace string
 	untilIdle bool
 	revision  int64 // the last one handed out, or the one to resume after
 	first     bool
@@ -35,16 +36,21 @@ type TaskChange struct {
 
 // WatchTask begins to follow a task. afterRevision resumes: a task that has not moved since is not sent again.
 func (e *Engine) WatchTask(ctx context.Context, id task.ID, afterRevision int64, untilIdle bool) (*Watch, error) {
-	if _, _, err := e.GetTask(ctx, id, false, false); err != nil {
+	t, _, err := e.GetTask(ctx, id, false, false)
+	if err != nil {
 		return nil, err
 	}
 	w := &Watch{
-		e: e, id: id, untilIdle: untilIdle, revision: afterRevision, first: true,
+		e: e, id: id, namespace: t.Namespace, untilIdle: untilIdle, revision: afterRevision, first: true,
 		known: map[task.StepID]int64{}, ping: make(chan struct{}, 1),
 	}
 	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.watching[w.namespace] >= e.conf.MaxStreams {
+		return nil, task.Refuse(task.TooManyStreams, "this server has its fill of watches in this namespace").After(5 * time.Second)
+	}
+	e.watching[w.namespace]++
 	e.watches[id] = append(e.watches[id], w)
-	e.mu.Unlock()
 	return w, nil
 }
 
@@ -52,6 +58,12 @@ func (e *Engine) WatchTask(ctx context.Context, id task.ID, afterRevision int64,
 func (w *Watch) Close() {
 	w.e.mu.Lock()
 	defer w.e.mu.Unlock()
+	if !slices.Contains(w.e.watches[w.id], w) {
+		return // closed before
+	}
+	if w.e.watching[w.namespace]--; w.e.watching[w.namespace] == 0 {
+		delete(w.e.watching, w.namespace)
+	}
 	left := slices.DeleteFunc(w.e.watches[w.id], func(x *Watch) bool { return x == w })
 	if len(left) == 0 {
 		delete(w.e.watches, w.id)
