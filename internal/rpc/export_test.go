@@ -97,5 +97,7 @@ func Collect(req *pb.ListTasksRequest, fetch func(task.PageRequest) (task.Page[t
 	return collect(req, fetch, taskMessage)
 }
 
-// WatchFrames makes frames of a change.
-func WatchFrames(c *engine.TaskChange) []*pb.WatchTaskResponse { return watchFrames(c) }
+// WatchFrames makes frames of a change that comes after a revision.
+func WatchFrames(c *engine.TaskChange, before int64) []*pb.WatchTaskResponse {
+	return watchFrames(c, before)
+}

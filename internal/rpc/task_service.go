@@ -90,7 +90,13 @@ func (s *taskService) waitForEnd(ctx context.Context, id task.ID, wait time.Dura
 	waiting, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	w, err := s.engine.WatchTask(ctx, id, 0, true)
-	if err != nil {
+	var refused *task.Error
+	switch {
+	case errors.As(err, &refused) && refused.Reason == task.TooManyStreams:
+		// The task is made, and nobody can watch it now: wait to the end.
+		<-waiting.Done()
+		return ctx.Err()
+	case err != nil:
 		return err
 	}
 	defer w.Close()
@@ -303,7 +309,7 @@ func (s *taskService) WatchTask(req *pb.WatchTaskRequest, stream grpc.ServerStre
 			case c.err != nil:
 				return c.err
 			}
-			revision, frames = c.Revision, watchFrames(c.TaskChange)
+			revision, frames = c.Revision, watchFrames(c.TaskChange, revision)
 			idle.Reset(watchIdle)
 		case <-idle.C:
 			frames = []*pb.WatchTaskResponse{{
@@ -349,14 +355,17 @@ func fittingSteps(steps []*pb.Step) int {
 	return len(steps)
 }
 
-// watchFrames is a change as frames of a bearable size. Only the last one of a snapshot bears the revision: a stream that
-// breaks before it is resumed from what the client had.
-func watchFrames(c *engine.TaskChange) []*pb.WatchTaskResponse {
+// watchFrames is a change as frames of a bearable size. Only the last one bears its revision: a stream that breaks before it
+// is resumed from what the client had before.
+func watchFrames(c *engine.TaskChange, before int64) []*pb.WatchTaskResponse {
 	var frames []*pb.WatchTaskResponse
 	steps := messages(c.Steps, stepMessage)
 	for first := true; first || len(steps) > 0; first = false {
 		n := fittingSteps(steps)
-		f := &pb.WatchTaskResponse{Revision: c.Revision}
+		f := &pb.WatchTaskResponse{Revision: before}
+		if n == len(steps) {
+			f.Revision = c.Revision
+		}
 		if c.Snapshot {
 			f.Frame = &pb.WatchTaskResponse_Snapshot{Snapshot: &pb.TaskSnapshot{
 				Task: taskMessage(c.Task), ExecutionContext: executionContext(&c.Task.Execution), Steps: steps[:n], More: len(steps) > n,
