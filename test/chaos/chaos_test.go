@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 func TestChaos(t *testing.T) {
 	seed := *seedFlag
 	if seed == 0 {
-		seed = rand.Uint64() //nolint:gosec // a plan, not a secret
+		seed = rand.Uint64()
 	}
 	t.Logf("seed %d", seed)
 	db := pgtest.New(t)

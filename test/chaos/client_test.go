@@ -54,7 +54,7 @@ type client struct {
 }
 
 func (l *load) submitAll(ctx context.Context, number int, seed uint64) (err error) {
-	c := &client{load: l, number: number, draw: rand.New(rand.NewPCG(seed, uint64(number)))} //nolint:gosec // a plan, not a secret
+	c := &client{load: l, number: number, draw: rand.New(rand.NewPCG(seed, uint64(number)))}
 	if c.journal, err = history.OpenJournal(filepath.Join(l.fleet.dir, fmt.Sprintf("client-%d.journal", number))); err != nil {
 		return err
 	}
@@ -215,7 +215,7 @@ func (c *client) ask(ctx context.Context, call func(context.Context, *grpc.Clien
 
 // operate repairs failed steps, as people would, until ctx ends.
 func (l *load) operate(ctx context.Context, seed uint64) error {
-	draw := rand.New(rand.NewPCG(seed, 1<<32)) //nolint:gosec // a plan, not a secret
+	draw := rand.New(rand.NewPCG(seed, 1<<32))
 	for sleep(ctx, time.Duration(100+draw.IntN(300))*time.Millisecond) {
 		call, cancel := context.WithTimeout(ctx, 5*time.Second)
 		err := l.repairOne(call, draw)

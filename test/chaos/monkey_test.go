@@ -46,7 +46,7 @@ var acts = []act{
 	{"kills_server", 9, (*monkey).killServer},
 	{"kills_worker", 10, (*monkey).killWorker},
 	{"kills_connections", 10, (*monkey).killConnections},
-	{"kills_postgres", 2, (*monkey).killPostgres},
+	{"kills_postgres", 4, (*monkey).killPostgres},
 	{"freezes_server", 2, (*monkey).freezeServer},
 	{"freezes_worker", 3, (*monkey).freezeWorker},
 	{"stops_server", 2, (*monkey).stopServer},
@@ -59,7 +59,7 @@ func newMonkey(f *fleet, db *pgtest.DB, dataDir string, seed uint64) (*monkey, e
 		return nil, fmt.Errorf("finding the postmaster: %w", err)
 	}
 	pid, _, _ := bytes.Cut(body, []byte("\n"))
-	m := &monkey{fleet: f, db: db, draw: rand.New(rand.NewPCG(seed, 1<<33)), done: map[string]int{}} //nolint:gosec // a plan, not a secret
+	m := &monkey{fleet: f, db: db, draw: rand.New(rand.NewPCG(seed, 1<<33)), done: map[string]int{}}
 	if m.postmaster, err = strconv.Atoi(string(pid)); err != nil {
 		return nil, fmt.Errorf("finding the postmaster: %w", err)
 	}

@@ -164,7 +164,7 @@ func (c *crew) hang(ctx context.Context, step *taskerv1.ReadyStep) worker.Outcom
 
 func entryStatus(err error) *taskerv1.EntryStatus {
 	st := status.Convert(err)
-	entry := &taskerv1.EntryStatus{Code: int32(st.Code()), Message: st.Message()} //nolint:gosec // There are 17 codes.
+	entry := &taskerv1.EntryStatus{Code: int32(st.Code()), Message: st.Message()}
 	for _, detail := range st.Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok {
 			entry.Reason = taskerv1.ErrorReason(taskerv1.ErrorReason_value["ERROR_REASON_"+info.GetReason()])
