@@ -321,6 +321,7 @@ func (h *hub) run(f *flush) {
 	}
 	h.release(f, flushed.Grants)
 	h.distribute(f, flushed.Grants)
+	flushed.Change.Wake = f.unmet(flushed.Change.Wake, flushed.Grants)
 	// Wakes before answers: a caller that was answered finds its step's children on their way.
 	h.e.changed(flushed.Change)
 	for i, p := range f.reports {
@@ -333,6 +334,27 @@ func (h *hub) run(f *flush) {
 			p.answer(a.Reported, nil)
 		}
 	}
+}
+
+// unmet leaves out the wakes that the flush's own claim has met: it looked into the lane after the steps were woken, had
+// slots to spare, and took as many as were woken at least. Heeding them would claim from an emptied lane.
+func (f *flush) unmet(wakes []store.Wake, grants []store.Grant) []store.Wake {
+	if f.claim == nil || len(grants) == 0 {
+		return wakes
+	}
+	found := map[int32]int{}
+	for _, g := range grants {
+		found[g.LaneID]++
+	}
+	return slices.DeleteFunc(wakes, func(w store.Wake) bool {
+		for i, l := range f.claim.Lanes {
+			if l.LaneID == w.LaneID {
+				n := found[l.LaneID]
+				return w.DueAt == nil && n < f.lanes[i].count && n >= w.Count && w.Seq > l.After
+			}
+		}
+		return false
+	})
 }
 
 // fail answers reports whose transaction failed. A value that the database refuses must not fail its neighbours: the
