@@ -18,6 +18,8 @@ import (
 type mess struct {
 	*rand.Rand
 	w *world
+	// What may still be added to a request, lest lists of lists of long texts eat the machine.
+	bytes, fields int
 }
 
 // hostile are texts that nobody should send.
@@ -82,7 +84,11 @@ func (m *mess) scalar(f protoreflect.FieldDescriptor) protoreflect.Value {
 	n := wholes[m.IntN(len(wholes))]
 	switch f.Kind() {
 	case protoreflect.StringKind:
-		return protoreflect.ValueOfString(strings.ToValidUTF8(m.text(f), "?"))
+		text := strings.ToValidUTF8(m.text(f), "?")
+		if m.bytes -= len(text); m.bytes < 0 {
+			text = ""
+		}
+		return protoreflect.ValueOfString(text)
 	case protoreflect.BytesKind:
 		return protoreflect.ValueOfBytes([]byte(m.one(hostile...)))
 	case protoreflect.BoolKind:
@@ -114,8 +120,9 @@ func (m *mess) fill(msg protoreflect.Message, depth int) {
 }
 
 func (m *mess) set(msg protoreflect.Message, f protoreflect.FieldDescriptor, depth int) {
+	m.fields--
 	switch {
-	case depth > 6:
+	case depth > 6 || m.fields < 0:
 	case f.IsMap():
 		entries := msg.Mutable(f).Map()
 		for range m.IntN(4) {
@@ -208,6 +215,7 @@ func (m *mess) hint() *pb.StepRetryableFailure_RetryAfter {
 
 // request draws what is sent to a method: right but for one to three places, or random all over.
 func (m *mess) request(method protoreflect.MethodDescriptor) proto.Message {
+	m.bytes, m.fields = 10<<20, 10_000
 	r := m.right(method.Input().Name())
 	if m.IntN(4) == 0 {
 		proto.Reset(r)
