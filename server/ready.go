@@ -25,7 +25,7 @@ var services = []string{
 
 // How often the database is looked at.
 const (
-	lookEvery      = 3 * time.Second
+	lookEvery      = 5 * time.Second
 	lookEveryUnfit = time.Second // while it is not there, or not ready
 	schemaEvery    = 20          // looks between two looks at the schema as well
 )

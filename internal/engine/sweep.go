@@ -11,7 +11,7 @@ import (
 
 const (
 	sweepEvery     = time.Second     // leases that other servers granted end within this of their time
-	probeEvery     = 4 * time.Second // lanes, while other servers' wakes are heard
+	probeEvery     = 5 * time.Second // lanes, while other servers' wakes are heard
 	probeEveryDeaf = 500 * time.Millisecond
 	keepEvery      = 5 * time.Second
 	sweepBatch     = 500
