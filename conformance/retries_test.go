@@ -175,10 +175,11 @@ func TestReadiness_EachStepHasItsOwnPolicy(t *testing.T) {
 
 func TestReadiness_JitterIsAddedOnTopDrawnOnceAndNeverToADirectedDelay(t *testing.T) {
 	s := start(t)
-	w := s.worker(1)
 	var extra []time.Duration
-	for range 8 {
-		x := s.one(w, func(d *pb.StepDefinition) { d.Backoff = nil }) // all defaults
+	for i := range 8 {
+		// A handler of its own: the retries of those before come due meanwhile.
+		name := fmt.Sprintf("h%d", i)
+		x := s.one(s.open(request(name, 1, name)), func(d *pb.StepDefinition) { d.Handler, d.Backoff = &name, nil }) // all defaults
 		answer := s.report(retryable(x))
 		delay := answer.GetAppliedDelay().AsDuration()
 		if delay < 2*time.Second || delay > 2200*time.Millisecond {
@@ -192,7 +193,7 @@ func TestReadiness_JitterIsAddedOnTopDrawnOnceAndNeverToADirectedDelay(t *testin
 	if len(slices.Compact(extra)) < 4 {
 		t.Errorf("jitters: %v", extra)
 	}
-	x := s.one(w, func(d *pb.StepDefinition) { d.Backoff = &pb.BackoffPolicy{Jitter: proto.Float64(1)} })
+	x := s.one(s.worker(1), func(d *pb.StepDefinition) { d.Backoff = &pb.BackoffPolicy{Jitter: proto.Float64(1)} })
 	s.exactly("directed", s.report(retryable(x, after(10*time.Second))), 10*time.Second)
 }
 
