@@ -174,7 +174,10 @@ func (m *stepModel) conclude(p *replayer, e *event) {
 		m.release(p, e.RecordedAt)
 	case late:
 		p.r.LateAccepted++
-		delete(m.failed, e.Dispatch) // what is reported now takes the place of the loss
+		if _, lost := m.failed[e.Dispatch]; lost { // what is reported now takes the place of the loss, which then was none
+			delete(m.failed, e.Dispatch)
+			m.lostLeases--
+		}
 	case reported:
 		p.violate(e.Dispatch, "S4", "a %s was accepted while the step was %s with dispatch %d of session %d", e.Outcome, m.where(), m.dispatches, m.session)
 	default:

@@ -46,7 +46,7 @@ func TestALateFailureOfALostLeaseIsAccepted(t *testing.T) {
 	w.loseLease(g)
 	r := w.reportLate(failed(g, task.RetryableFailure))
 	equal(w, "attempts", r.Attempts, 1)
-	equal(w, "lost leases", r.LostLeases, 1)
+	equal(w, "S5: lost leases of a run whose result came after all", r.LostLeases, 0)
 	equal(w, "state", r.State, task.StepError)
 	if again := w.reportLate(failed(g, task.RetryableFailure)); !again.AlreadyRecorded {
 		t.Errorf("the same report again is answered %+v", again)

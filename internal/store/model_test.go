@@ -123,6 +123,7 @@ type modelLease struct {
 type dispatch struct {
 	step   *modelStep
 	number int
+	lost   bool   // counted as lost
 	digest string // of the outcome its worker reported and that was recorded; empty: none
 	late   *lateEvidence
 	fail   *modelFailure
@@ -412,6 +413,7 @@ func (m *model) comeBack(s *modelStep, outcome string, delay time.Duration) {
 	default:
 		s.free["released"], s.free["undelivered"] = 0, 0
 		s.lost++
+		l.lost = true
 	}
 	s.lease, s.welcome = nil, l.dispatch
 	s.started = s.started || !l.confirmed.IsZero()

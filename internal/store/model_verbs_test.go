@@ -31,6 +31,10 @@ func (m *model) report(d *dispatch, o modelOutcome) verdict {
 			s.task.noted = ""
 		}
 		s.lease, s.welcome = &modelLease{dispatch: d, granted: m.now}, nil
+		if d.lost {
+			d.lost = false
+			s.lost--
+		}
 		s.parkReason, s.parkCode = "", ""
 		m.conclude(s, o)
 		return accepted

@@ -10,14 +10,15 @@ with locked as materialized (
 gone as (
   delete from parked where ctid = any (array(select tid from locked))
 ),
--- the outcome that is now reported takes the place of the loss, of which the history keeps the record
+-- the outcome that is now reported takes the place of the loss, which then was none; the history keeps the record of it
 found as (
   delete from step_failure
   where task_id = $2 and step_no = $3 and dispatch = $5 and outcome = 'lost_lease' and exists (select from locked)
+  returning 1
 )
 insert into lease (task_id, step_no, lane_id, session_id, token, attempts, failures, dispatches, epoch, event_no, lost_leases,
   undelivered, released, skipped, started, runnable_at, first_started_at, granted_at, until, lease_duration)
-select task_id, step_no, lane_id, $6, last_token, attempts, failures, dispatches, epoch, event_no, lost_leases,
+select task_id, step_no, lane_id, $6, last_token, attempts, failures, dispatches, epoch, event_no, lost_leases - (select count(*) from found),
   undelivered, released, skipped, started, parked_at, first_started_at, coalesce($1, clock_timestamp()),
   coalesce($1, clock_timestamp()), interval '0'
 from locked
