@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/taskerhq/tasker/internal/history"
 	"github.com/taskerhq/tasker/internal/pgtest"
 	"github.com/taskerhq/tasker/internal/store"
 	"github.com/taskerhq/tasker/internal/task"
@@ -249,6 +250,18 @@ func (c *crowd) sound() {
 			union all select task_id, step_no, state::text from step_end) `
 		if n := c.count(standing + sql); n != 0 {
 			c.Errorf("%d %s", n, what)
+		}
+	}
+}
+
+// record has the checker replay what was written down.
+func (c *crowd) record() {
+	c.Helper()
+	found, err := history.Check(c.Context(), c.db.Pool, history.Options{})
+	c.ok(err)
+	for i, v := range found.Violations {
+		if i < 20 {
+			c.Error(v)
 		}
 	}
 }

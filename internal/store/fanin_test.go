@@ -62,6 +62,7 @@ func TestFanInWakesTheJoinOnceHoweverItsParentsFinish(t *testing.T) {
 				}
 			}
 			c.sound()
+			c.record()
 			c.noDeadlocks()
 			t.Logf("reached fanin_rounds=%d", x.rounds)
 		})

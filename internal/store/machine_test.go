@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"pgregory.net/rapid"
 
+	"github.com/taskerhq/tasker/internal/history"
 	"github.com/taskerhq/tasker/internal/pgtest"
 	"github.com/taskerhq/tasker/internal/store"
 	"github.com/taskerhq/tasker/internal/task"
@@ -82,7 +83,18 @@ func (r *rig) run(t *testing.T) {
 		x := r.begin(rt)
 		x.submit(rt)
 		rt.Repeat(map[string]func(*rapid.T){"": x.check, "verb": x.verb})
+		x.finish()
 	})
+	// The second opinion: what the store wrote down of all sequences, replayed by somebody who knows neither it nor the model.
+	found, err := history.Check(context.Background(), r.s.Cold, history.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, v := range found.Violations {
+		if i < 20 {
+			t.Error(v)
+		}
+	}
 }
 
 // verb does one of the verbs that can do something now, drawn by weight.
@@ -138,6 +150,7 @@ func (r *rig) setUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.reached = map[string]int{}
+	r.now = time.Date(2026, 10, 25, 0, 59, 58, 123_456_000, time.UTC) // an hour that Europe/Berlin has twice
 	if r.s, err = store.Open(context.Background(), config, 2); err != nil {
 		t.Fatal(err)
 	}
@@ -176,12 +189,9 @@ var (
 
 func (r *rig) begin(t *rapid.T) *machine {
 	r.count++
-	r.now = time.Date(2026, 10, 25, 0, 59, 58, 123_456_000, time.UTC) // an hour that Europe/Berlin has twice
+	r.now = r.now.Add(time.Hour)
 	x := &machine{rig: r, t: t, m: &model{now: r.now, deadlines: map[modelDeadline]bool{}}, keys: map[string]*modelTask{}, errors: map[*modelTask]bool{}}
-	// What earlier sequences left would expire and come due in this one.
-	_, err := r.s.Cold.Exec(context.Background(), `delete from ready; delete from backoff; delete from lease; delete from parked;
-		delete from deadline; delete from submit_key`)
-	x.ok(err)
+	var err error
 	x.ns, err = r.s.EnsureNamespace(context.Background(), fmt.Sprintf("n%d", r.count))
 	x.ok(err)
 	for _, h := range machineHandlers {
@@ -196,6 +206,22 @@ func (r *rig) begin(t *rapid.T) *machine {
 	x.sessions = []store.SessionFence{x.open("beats", true), x.open("silent", false)}
 	x.watcher = x.open("watcher", true)
 	return x
+}
+
+// finish ends every task, so that nothing of this sequence expires or comes due in the next.
+func (x *machine) finish() {
+	ctx := context.Background()
+	for _, mt := range x.m.tasks {
+		_, _, err := x.s.CancelTask(ctx, task.ID(mt.id), operator)
+		x.reason(err)
+	}
+	x.now = x.now.Add(time.Hour)
+	due, err := x.s.DueDeadlines(ctx, 1000)
+	x.ok(err)
+	for _, d := range due {
+		_, err := x.s.EnforceDeadline(ctx, d)
+		x.ok(err)
+	}
 }
 
 func (x *machine) open(worker string, beats bool) store.SessionFence {

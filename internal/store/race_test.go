@@ -23,6 +23,7 @@ func race(t *testing.T, round func(c *crowd, a, b *store.Store)) {
 		}
 	}
 	c.sound()
+	c.record()
 	c.noDeadlocks()
 }
 
@@ -169,7 +170,9 @@ func TestRaceOfHeartbeatAndExpiry(t *testing.T) {
 	race(t, func(c *crowd, a, b *store.Store) {
 		id := c.submit([]task.StepSpec{step()})[0]
 		token := c.claim(a, 1)[0]
-		c.execute("update lease set confirmed_at = now(), until = now() where task_id = $1", id)
+		_, err := a.Heartbeat(c.Context(), c.ns, []store.Beat{{Token: token}})
+		c.ok(err)
+		c.execute("update lease set until = now() where task_id = $1", id)
 		var (
 			beat  map[[16]byte]store.Extended
 			ended []store.Ended
