@@ -129,12 +129,12 @@ select ev(25, 'dispatched', (3 << 14) + 1, 6, dispatch => 3, epoch => 2, session
 select ev(26, 'confirmed', (3 << 14) + 1, 7, dispatch => 3, epoch => 2, session => 2);
 select ev(27, 'concluded', (3 << 14) + 1, 8, dispatch => 3, epoch => 2, session => 2, outcome => 'lost_lease', attempts => 0, failures => 0,
   lost => 1, state => 'ready');
-select ev(28, 'concluded', (3 << 14) + 1, 9, dispatch => 3, epoch => 2, session => 2, outcome => 'success', attempts => 1, failures => 0, lost => 1);
+select ev(28, 'concluded', (3 << 14) + 1, 9, dispatch => 3, epoch => 2, session => 2, outcome => 'success', attempts => 1, failures => 0, lost => 0);
 select task_ev(28, 'task_ended', 3 << 14, 'complete');
 select fl(21, (3 << 14) + 1, 1, 'retryable_failure', 1, 1, 0, 2, 1, source => 'retry_after', base => 1, jitter => 0, next => 22);
 select fl(23, (3 << 14) + 1, 2, 'retryable_failure', 2, 2, 0, 4, 1);
 insert into step_end (task_id, step_no, state, attempts, failures, dispatches, lost_leases, epoch, event_no, session_id, token, ended_at)
-values (3 << 14, 1, 'complete', 1, 0, 3, 1, 2, 9, 2, gen_random_uuid(), at(28));
+values (3 << 14, 1, 'complete', 1, 0, 3, 0, 2, 9, 2, gen_random_uuid(), at(28));
 insert into task_end values (3 << 14, 'complete', at(28));
 
 -- Task 4 is cancelled: one step runs, one is ready after an undelivered dispatch, one is blocked.
