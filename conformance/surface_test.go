@@ -80,16 +80,14 @@ func TestSurface_SaysOfAStepWhatTheContractSays(t *testing.T) {
 	s.report(permanent(steps["parked"]))
 	s.beat(steps["runs"])
 	for _, x := range s.all(made.GetTaskId()) {
-		var (
-			row struct {
-				state, name                              string
-				satisfied, eligible, ready               bool
-				parents, done, attempts, limit           int32
-				dispatches, lost, epoch                  int32
-				failedAt, nextAt, attemptedAt, startedAt *time.Time
-				circuit                                  *string
-			}
-		)
+		var row struct {
+			state, name                              string
+			satisfied, eligible, ready               bool
+			parents, done, attempts, limit           int32
+			dispatches, lost, epoch                  int32
+			failedAt, nextAt, attemptedAt, startedAt *time.Time
+			circuit                                  *string
+		}
 		err := s.db.Pool.QueryRow(s.within(), `select current_state, name, dependencies_satisfied, retry_eligible, ready_for_execution, total_parents,
 			completed_parents, attempts, retry_limit, dispatches, lost_leases, epoch, last_failure_at, next_retry_at, last_attempted_at, last_started_at, circuit
 			from get_step_readiness_status($1::text::bigint, array[$2::text::bigint])`, x.GetTaskId(), x.GetStepId()).
@@ -107,7 +105,8 @@ func TestSurface_SaysOfAStepWhatTheContractSays(t *testing.T) {
 		stamp := func(at interface {
 			AsTime() time.Time
 			IsValid() bool
-		}) string {
+		},
+		) string {
 			if !at.IsValid() {
 				return "-"
 			}

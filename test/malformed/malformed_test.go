@@ -55,10 +55,10 @@ func TestMalformedRequestsAboutLivingThings(t *testing.T) {
 	w := newWorld(t)
 	seed := *seedFlag
 	if seed == 0 {
-		seed = rand.Uint64() //nolint:gosec // a seed, not a secret
+		seed = rand.Uint64()
 	}
 	t.Logf("seed %d", seed)
-	m := &mess{Rand: rand.New(rand.NewPCG(seed, 1)), w: w} //nolint:gosec // the same
+	m := &mess{Rand: rand.New(rand.NewPCG(seed, 1)), w: w}
 	answers := map[string]int{}
 	for n := range *requests {
 		if n%20 == 0 {

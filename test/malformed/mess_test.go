@@ -178,8 +178,10 @@ func (m *mess) spoil(msg protoreflect.Message, depth int) {
 func (m *mess) right(name protoreflect.Name) proto.Message {
 	handlers := []*pb.HandlerSubscription{{Name: "h"}}
 	token, taskID, stepID := m.live(m.w.tokens), m.live(m.w.taskIDs), m.live(m.w.stepIDs)
-	sub := &pb.TaskSubmission{Name: proto.String("t"), Context: "{}", Definition: graph(), Labels: map[string]string{"a": "1"},
-		Overrides: []*pb.StepOverride{{Name: "s1", RetryLimit: proto.Int32(5)}}}
+	sub := &pb.TaskSubmission{
+		Name: proto.String("t"), Context: "{}", Definition: graph(), Labels: map[string]string{"a": "1"},
+		Overrides: []*pb.StepOverride{{Name: "s1", RetryLimit: proto.Int32(5)}},
+	}
 	failed := &pb.ReportStepResultRequest{LeaseToken: token, Outcome: &pb.ReportStepResultRequest_RetryableFailure{
 		RetryableFailure: &pb.StepRetryableFailure{
 			Failure: &pb.Failure{ErrorCode: "E", Message: "m", Details: "{}", HttpStatus: proto.Int32(503)}, RetryHint: m.hint(),
