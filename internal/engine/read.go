@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 
+	"github.com/taskerhq/tasker/internal/store"
 	"github.com/taskerhq/tasker/internal/task"
 )
 
@@ -202,10 +203,11 @@ func (e *Engine) ListStepAttempts(ctx context.Context, id task.StepID, r task.Pa
 
 // workerKey is a place in a list of sessions: the page goes on above it.
 type workerKey struct {
-	Session int32 `json:"w"`
+	Worker  string `json:"w"`
+	Session int32  `json:"s"`
 }
 
-// ListWorkers reads a page of a namespace's worker sessions. handler, if set, must be one they take.
+// ListWorkers reads a page of a namespace's worker sessions, by worker_id. handler, if set, must be one they take.
 func (e *Engine) ListWorkers(ctx context.Context, namespace, handler string, r task.PageRequest) (page task.Page[task.WorkerView], err error) {
 	filter := struct{ Verb, Namespace, Handler string }{"ListWorkers", namespace, handler}
 	var key workerKey
@@ -217,9 +219,9 @@ func (e *Engine) ListWorkers(ctx context.Context, namespace, handler string, r t
 		return page, err
 	}
 	limit := r.Limit()
-	page.Items, err = e.store.Workers(ctx, namespaceID, key.Session, limit, handler)
+	page.Items, err = e.store.Workers(ctx, namespaceID, store.WorkerKey{WorkerID: key.Worker, SessionID: key.Session}, limit, handler)
 	if err == nil && len(page.Items) == limit {
-		page.NextToken, err = pageToken(filter, workerKey{page.Items[limit-1].SessionID})
+		page.NextToken, err = pageToken(filter, workerKey{Worker: page.Items[limit-1].WorkerID, Session: page.Items[limit-1].SessionID})
 	}
 	return page, err
 }

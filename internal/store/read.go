@@ -252,9 +252,16 @@ func (s *Store) Attempts(ctx context.Context, id task.StepID, before, limit int)
 	})
 }
 
-// Workers reads worker sessions of a namespace with ids above after. handler, if set, must be one they take.
-func (s *Store) Workers(ctx context.Context, namespaceID, after int32, limit int, handler string) ([]task.WorkerView, error) {
-	rows, err := s.Cold.Query(ctx, sqlText("list_workers"), namespaceID, after, limit, orNil(handler))
+// WorkerKey is a place in a list of worker sessions.
+type WorkerKey struct {
+	WorkerID  string
+	SessionID int32
+}
+
+// Workers reads worker sessions of a namespace after a place, by worker_id: live ones, those that ended less than a day ago
+// and those that still hold leases. handler, if set, must be one they take.
+func (s *Store) Workers(ctx context.Context, namespaceID int32, after WorkerKey, limit int, handler string) ([]task.WorkerView, error) {
+	rows, err := s.Cold.Query(ctx, sqlText("list_workers"), namespaceID, after.WorkerID, after.SessionID, limit, orNil(handler), s.at())
 	if err != nil {
 		return nil, err
 	}
