@@ -809,7 +809,8 @@ func (x *Failure) GetDetails() string {
 	return ""
 }
 
-// Attempt is one dispatch of a step, from the grant of its lease to its end. Dispatches that cost no attempt are listed too.
+// Attempt is one dispatch of a step, from the grant of its lease to its end. Skipped runs and lost leases, which cost no
+// attempt, are listed too.
 type Attempt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The dispatch's number: 1 for the first, one more for each, never restarting.

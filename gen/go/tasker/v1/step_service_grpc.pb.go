@@ -51,8 +51,9 @@ type StepServiceClient interface {
 	//
 	// Errors: VALIDATION, TASK_NOT_FOUND, BAD_PAGE_TOKEN.
 	ListSteps(ctx context.Context, in *ListStepsRequest, opts ...grpc.CallOption) (*ListStepsResponse, error)
-	// ListStepAttempts reads every dispatch of a step, the newest first: who ran it, when, how it ended, and how long the next
-	// one had to wait, and why.
+	// ListStepAttempts reads the dispatches of a step, the newest first: who ran it, when, how it ended, and how long the next
+	// one had to wait, and why. Those that were handed back or never delivered came to nothing and are not among them, unless
+	// their worker reported late: the view history_v shows them.
 	//
 	// Errors: VALIDATION, STEP_NOT_FOUND, BAD_PAGE_TOKEN.
 	ListStepAttempts(ctx context.Context, in *ListStepAttemptsRequest, opts ...grpc.CallOption) (*ListStepAttemptsResponse, error)
@@ -181,8 +182,9 @@ type StepServiceServer interface {
 	//
 	// Errors: VALIDATION, TASK_NOT_FOUND, BAD_PAGE_TOKEN.
 	ListSteps(context.Context, *ListStepsRequest) (*ListStepsResponse, error)
-	// ListStepAttempts reads every dispatch of a step, the newest first: who ran it, when, how it ended, and how long the next
-	// one had to wait, and why.
+	// ListStepAttempts reads the dispatches of a step, the newest first: who ran it, when, how it ended, and how long the next
+	// one had to wait, and why. Those that were handed back or never delivered came to nothing and are not among them, unless
+	// their worker reported late: the view history_v shows them.
 	//
 	// Errors: VALIDATION, STEP_NOT_FOUND, BAD_PAGE_TOKEN.
 	ListStepAttempts(context.Context, *ListStepAttemptsRequest) (*ListStepAttemptsResponse, error)
