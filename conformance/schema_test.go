@@ -129,7 +129,7 @@ func TestBatch_NobodyGetsAnotherCallersError(t *testing.T) {
 	}
 	resp := must[*pb.BatchReportStepResultsResponse](t)(s.workers.BatchReportStepResults(s.within(), batch))
 	for i, e := range resp.GetEntries() {
-		onlyFifth("report", i, codes.Code(e.GetStatus().GetCode())) //nolint:gosec // a status code
+		onlyFifth("report", i, codes.Code(e.GetStatus().GetCode()))
 	}
 	poisoned := batch.GetReports()[5]
 	poisoned.GetPermanentFailure().Failure.ErrorCode = "FINE"

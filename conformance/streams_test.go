@@ -409,6 +409,18 @@ func TestWorkers_ListShowsWhatTheySaidAndHold(t *testing.T) {
 		x.GetBuildId() != "v1" || x.GetClientInfo() != "test/1" || x.GetOpenedAt() == nil || x.GetSeenAt() == nil || x.GetClosedAt() != nil || len(x.GetHandlers()) != 2 {
 		t.Errorf("worker: %v", x)
 	}
+	// By worker_id, whoever came first; and one that ended a day ago is shown no more, unless it holds something.
+	s.open(request("b", 1))
+	s.open(request("a", 1))
+	listed := func() (ids []string) {
+		for _, x := range must[*pb.ListWorkersResponse](t)(s.workers.ListWorkers(s.within(), &pb.ListWorkersRequest{})).GetWorkers() {
+			ids = append(ids, x.GetWorkerId())
+		}
+		return ids
+	}
+	equal(t, "all", fmt.Sprint(listed()), "[a b w]")
+	s.exec("update worker_session set closed_at = now() - interval '1 day' where worker_id in ('b', 'w')")
+	equal(t, "a day later", fmt.Sprint(listed()), "[a w]")
 	none := must[*pb.ListWorkersResponse](t)(s.workers.ListWorkers(s.within(), &pb.ListWorkersRequest{Handler: proto.String("y")})).GetWorkers()
 	equal(t, "of another handler", len(none), 0)
 }
