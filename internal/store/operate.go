@@ -363,7 +363,7 @@ func (s *Store) PurgeTask(ctx context.Context, id task.ID, act Act) (change Chan
 			return task.Refuse(task.TaskNotFinished, "the task has not ended")
 		}
 		var purged int
-		err = tx.QueryRow(ctx, sqlText("purge_tasks"), s.at(), ids, nil, namespaceID, orNil(act.Actor), false).Scan(&purged)
+		err = tx.QueryRow(ctx, sqlText("purge_tasks"), s.at(), ids, nil, namespaceID, orNil(act.Actor), false, orNil(act.Reason)).Scan(&purged)
 		if err == nil && purged != 1 {
 			return errAgain
 		}

@@ -164,7 +164,7 @@ func (s *Store) purgeEnded(ctx context.Context, part int64, endedBefore time.Tim
 			if _, err := tx.Exec(ctx, sqlText("lock_parked_of"), ids); err != nil {
 				return err
 			}
-			return tx.QueryRow(ctx, sqlText("purge_tasks"), s.at(), ids, endedBefore, nil, nil, true).Scan(&purged)
+			return tx.QueryRow(ctx, sqlText("purge_tasks"), s.at(), ids, endedBefore, nil, nil, true, nil).Scan(&purged)
 		})
 		if err != nil {
 			return err

@@ -1,7 +1,7 @@
 -- Deletes ended tasks with everything that belongs to them. Their parked rows are locked (lock_parked_of.sql), so none is
 -- re-opened meanwhile; tasks that have not ended are left alone.
 -- $1 at timestamptz, $2 task_id bigint[] (sorted), $3 ended_before timestamptz (null: any), $4 namespace_id int (null: retention's
--- own act, over all), $5 actor text, $6 keep_keys boolean
+-- own act, over all), $5 actor text, $6 keep_keys boolean, $7 reason text
 with ended as materialized (
   select task_end.task_id, task.namespace_id
   from unnest($2::bigint[]) as given (task_id)
@@ -30,7 +30,7 @@ tasks as (
   delete from task where task_id = any ((select ids from gone)::bigint[]) returning task_id
 ),
 recorded as (
-  insert into history (recorded_at, namespace_id, kind, actor, task_ids)
-  select coalesce($1, clock_timestamp()), $4, 'purged', $5, array_agg(task_id order by task_id) from tasks having count(*) > 0
+  insert into history (recorded_at, namespace_id, kind, actor, reason, task_ids)
+  select coalesce($1, clock_timestamp()), $4, 'purged', $5, $7::text, array_agg(task_id order by task_id) from tasks having count(*) > 0
 )
 select count(*)::int from tasks
