@@ -178,19 +178,41 @@ func TestOperators_BulkRetryNeedsAFilterIsBoundedAndSpreads(t *testing.T) {
 
 func TestOperators_TheirActsAreEventsWithTheirReason(t *testing.T) {
 	s := start(t)
-	w := s.worker(3)
-	x := s.one(w)
-	s.report(permanent(x))
-	must[*pb.Step](t)(s.retryStep(x.GetStepId()))
-	equal(t, "the reason of a retry", value[string](s, "select reason from history_v where kind = 'retried'"), "try again")
-	for _, n := range []int{1024, 1025} {
-		_, err := s.tasks.CancelTask(s.within(), &pb.CancelTaskRequest{TaskId: x.GetTaskId(), Reason: strings.Repeat("r", n)})
-		if (err == nil) != (n == 1024) {
-			t.Errorf("a reason of %d bytes: %v", n, err)
-		}
+	w := s.worker(10)
+	reason := func(verb string) string { return strings.Repeat(verb, 1024)[:1024] }
+	failed := func() *pb.ReadyStep {
+		x := s.one(w)
+		s.report(permanent(x))
+		return x
 	}
-	if numbers := value[bool](s, `select bool_and(n = event_no) from (select event_no, row_number() over (order by event_no) as n
-		from history_v where workflow_step_id = $1::text::bigint and event_no > 0) as events`, x.GetStepId()); !numbers {
+	recorded := func(kind, verb, column, id string) {
+		t.Helper()
+		got := value[string](s, "select coalesce(max(reason), '') from history_v where kind = $1 and "+column+" = $2::text::bigint", kind, id)
+		equal(t, verb+": the reason on record", got, reason(verb))
+	}
+	x := failed()
+	must[*pb.RetryStepResponse](t)(s.steps.RetryStep(s.within(), &pb.RetryStepRequest{StepId: x.GetStepId(), Reason: reason("retry")}))
+	recorded("retried", "retry", "workflow_step_id", x.GetStepId())
+	s.report(success(w.next(), ""))
+	must[*pb.PurgeTaskResponse](t)(s.tasks.PurgeTask(s.within(), &pb.PurgeTaskRequest{TaskId: x.GetTaskId(), Reason: reason("purge")}))
+	recorded("purged", "purge", "task_id", x.GetTaskId())
+	x = failed()
+	must[*pb.ResolveStepResponse](t)(s.steps.ResolveStep(s.within(), &pb.ResolveStepRequest{StepId: x.GetStepId(), Reason: reason("resolve")}))
+	recorded("resolved", "resolve", "workflow_step_id", x.GetStepId())
+	x = failed()
+	must[*pb.CompleteStepResponse](t)(s.steps.CompleteStep(s.within(), &pb.CompleteStepRequest{StepId: x.GetStepId(), Reason: reason("complete")}))
+	recorded("completed", "complete", "workflow_step_id", x.GetStepId())
+	x = failed()
+	must[*pb.BulkRetryStepsResponse](t)(s.steps.BulkRetrySteps(s.within(), &pb.BulkRetryStepsRequest{
+		Filter: &pb.BulkRetryFilter{TaskIds: []string{x.GetTaskId()}}, Reason: reason("bulk"),
+	}))
+	recorded("retried", "bulk", "workflow_step_id", x.GetStepId())
+	must[*pb.CancelTaskResponse](t)(s.tasks.CancelTask(s.within(), &pb.CancelTaskRequest{TaskId: x.GetTaskId(), Reason: reason("cancel")}))
+	recorded("cancelled", "cancel", "task_id", x.GetTaskId())
+	_, err := s.tasks.CancelTask(s.within(), &pb.CancelTaskRequest{TaskId: x.GetTaskId(), Reason: reason("cancel") + "x"})
+	invalid(t, err)
+	if numbers := value[bool](s, `select bool_and(n = event_no) from (select event_no, row_number() over (partition by workflow_step_id order by event_no) as n
+		from history_v where event_no > 0) as events`); !numbers {
 		t.Error("the events of a step are not numbered without a gap")
 	}
 }

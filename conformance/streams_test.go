@@ -325,12 +325,12 @@ func TestPoll_ObeysItsOwnBoundsAndTellsWhatAStreamTells(t *testing.T) {
 		defs = append(defs, step(fmt.Sprint("s", i)))
 	}
 	s.submit(inline(defs...))
-	first := s.poll("p", 5, func(r *pb.PollReadyStepsRequest) { r.MaxSteps = proto.Int32(2) })
+	first := s.poll("p", 5, waiting(10*time.Second), func(r *pb.PollReadyStepsRequest) { r.MaxSteps = proto.Int32(2) })
 	equal(t, "max_steps", len(first.GetSteps()), 2)
 	equal(t, "in_flight", first.GetInFlight(), 2)
 	lost := first.GetSteps()[0]
 	s.report(success(lost, ""))
-	second := s.poll("p", 5, func(r *pb.PollReadyStepsRequest) {
+	second := s.poll("p", 5, waiting(10*time.Second), func(r *pb.PollReadyStepsRequest) {
 		r.HeldLeaseTokens = []string{lost.GetLeaseToken(), first.GetSteps()[1].GetLeaseToken(), "nonsense"}
 	})
 	equal(t, "max_in_flight", len(second.GetSteps()), 4)
