@@ -113,6 +113,9 @@ func (s *taskService) waitForEnd(ctx context.Context, id task.ID, wait time.Dura
 	}
 }
 
+// maxBatchSteps is how many steps the tasks of one batch have at most.
+const maxBatchSteps = 100_000
+
 // BatchSubmitTasks makes all tasks or none.
 func (s *taskService) BatchSubmitTasks(ctx context.Context, req *pb.BatchSubmitTasksRequest) (*pb.BatchSubmitTasksResponse, error) {
 	if err := withinBatch(req); err != nil {
@@ -122,6 +125,7 @@ func (s *taskService) BatchSubmitTasks(ctx context.Context, req *pb.BatchSubmitT
 		resp   = &pb.BatchSubmitTasksResponse{Results: make([]*pb.BatchSubmitTasksResult, len(req.GetTasks()))}
 		subs   []*task.Submission
 		places []int
+		steps  int
 	)
 	for i, t := range req.GetTasks() {
 		sub, _, err := s.submission(ctx, caller(ctx).Namespace, fmt.Sprintf("tasks[%d]", i), t)
@@ -134,6 +138,10 @@ func (s *taskService) BatchSubmitTasks(ctx context.Context, req *pb.BatchSubmitT
 			continue
 		}
 		subs, places = append(subs, sub), append(places, i)
+		// A template of many steps makes a small request a large one.
+		if steps += len(sub.Steps); steps > maxBatchSteps {
+			return nil, task.Invalid("tasks", "have more than %d steps in all: send them in parts", maxBatchSteps)
+		}
 	}
 	if len(subs) == 0 {
 		return resp, nil

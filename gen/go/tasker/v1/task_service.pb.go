@@ -379,7 +379,7 @@ type BatchSubmitTasksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Where the tasks are to live. Empty means "default".
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// The tasks, 1 to 1000.
+	// The tasks, 1 to 1000. They have at most 100,000 steps in all.
 	Tasks         []*TaskSubmission `protobuf:"bytes,2,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
