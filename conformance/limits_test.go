@@ -262,25 +262,6 @@ func TestLimits_BatchesOfThreeAndAHalfMebibytes(t *testing.T) {
 	must[*pb.BatchSubmitTasksResponse](t)(s.tasks.BatchSubmitTasks(s.within(), sized(limit)))
 }
 
-// A few bytes that name a template stand for all its steps.
-func TestLimits_AHundredThousandStepsABatch(t *testing.T) {
-	s := start(t)
-	tpl := &pb.Template{Name: "large"}
-	for i := range 10_000 {
-		tpl.Steps = append(tpl.Steps, &pb.StepDefinition{Name: fmt.Sprint("s", i), Handler: proto.String("h")})
-	}
-	must[*pb.RegisterTemplateResponse](t)(s.register(tpl))
-	r := &pb.BatchSubmitTasksRequest{}
-	for range 10 {
-		r.Tasks = append(r.Tasks, fromTemplate("large"))
-	}
-	_, err := s.tasks.BatchSubmitTasks(s.within(), &pb.BatchSubmitTasksRequest{Tasks: append(r.GetTasks()[:10:10], inline(step("s")))})
-	invalid(t, err)
-	equal(t, "tasks made", value[int](s, "select count(*) from task"), 0)
-	must[*pb.BatchSubmitTasksResponse](t)(s.tasks.BatchSubmitTasks(s.within(), r))
-	equal(t, "steps made", value[int](s, "select count(*) from step"), 100_000)
-}
-
 func TestLimits_PagesOfAThousandFiftyByDefault(t *testing.T) {
 	s := start(t)
 	var defs []*pb.StepDefinition

@@ -200,7 +200,7 @@ var rows = map[string][]row{
 		{"payloads of 1 MiB, checkpoints of 256 KiB, context and handler_config together", []string{"TestLimits_PayloadsOfOneMebibyte", "internal/task TestCheckObjectLimit"}},
 		{"names of 255 bytes", []string{"TestLimits_NamesOf255BytesAreKeptWhole"}},
 		{"64 labels", []string{"TestLimits_SixtyFourLabels"}},
-		{"batches of 1,000 and of 3.5 MiB", []string{"TestLimits_BatchesOfAThousand", "TestLimits_AHundredThousandStepsABatch", "TestLimits_BatchesOfThreeAndAHalfMebibytes"}},
+		{"batches of 1,000 and of 3.5 MiB", []string{"TestLimits_BatchesOfAThousand", "TestLimits_BatchesOfThreeAndAHalfMebibytes"}},
 		{"pages of 1,000, 50 by default", []string{"TestLimits_PagesOfAThousandFiftyByDefault"}},
 		{"10,000 held tokens", []string{"TestLimits_HeldTokensOfAReconnect"}},
 		{"every rule of every field", []string{"internal/contract TestRulesHoldAtTheLimitAndRefuseBeyondIt", "internal/contract TestEveryRuleHasItsLineInTheTable", "internal/contract TestRulesThatTouchSeveralFields"}},
