@@ -60,15 +60,23 @@ func TestDemoKeepsItsPromises(t *testing.T) {
 			t.Errorf("it does not say %q\n%s", wanted, said)
 		}
 	}
-	// Each language has done its share, and each process has a journal of its own.
-	for _, name := range []string{"go-1.1", "go-1.2", "go-2.1", "python-1.1", "python-1.2", "client"} {
+	// Each worker has done its share, and each process has a journal of its own. What a worker that took another's place finds
+	// left to do depends on how quick the machine is, so its share is its predecessor's.
+	for worker, processes := range map[string][]string{
+		"go-1": {"go-1.1", "go-1.2"}, "go-2": {"go-2.1"}, "python-1": {"python-1.1", "python-1.2"}, "client": {"client"},
+	} {
 		entries := 0
-		err := history.ReadJournal(filepath.Join(keep, name+".journal"), func(history.Entry) error {
-			entries++
-			return nil
-		})
-		if err != nil || entries == 0 {
-			t.Errorf("the journal of %s has %d entries: %v", name, entries, err)
+		for _, name := range processes {
+			err := history.ReadJournal(filepath.Join(keep, name+".journal"), func(history.Entry) error {
+				entries++
+				return nil
+			})
+			if err != nil {
+				t.Errorf("the journal of %s: %v", name, err)
+			}
+		}
+		if entries == 0 {
+			t.Errorf("the journals of %s have no entries", worker)
 		}
 	}
 }
