@@ -62,8 +62,10 @@ type Engine struct {
 	waiting  atomic.Int64 // calls waiting for a batch
 	notifier notifier
 	settling chan task.ID
-	clock    clock
-	stats    counters
+	// unsettled asks for a look for tasks that should have been settled.
+	unsettled chan struct{}
+	clock     clock
+	stats     counters
 }
 
 // New makes an engine; Run starts what works in the background. Verbs work without Run, except that nothing is swept.
@@ -82,15 +84,16 @@ func New(st *store.Store, c Config) *Engine {
 	}
 	e := &Engine{
 		store: st, log: c.Log, conf: c,
-		ids:      &store.TaskIDs{Store: st, Shard: c.Shard},
-		hubs:     map[int32]*hub{},
-		spaces:   map[string]int32{},
-		lanes:    map[int32]store.Lane{},
-		laneIDs:  map[store.Lane]int32{},
-		watches:  map[task.ID][]*Watch{},
-		watching: map[string]int{},
-		revoked:  newRecent[[16]byte, task.RevokeReason](10_000),
-		settling: make(chan task.ID, 4096),
+		ids:       &store.TaskIDs{Store: st, Shard: c.Shard},
+		hubs:      map[int32]*hub{},
+		spaces:    map[string]int32{},
+		lanes:     map[int32]store.Lane{},
+		laneIDs:   map[store.Lane]int32{},
+		watches:   map[task.ID][]*Watch{},
+		watching:  map[string]int{},
+		revoked:   newRecent[[16]byte, task.RevokeReason](10_000),
+		settling:  make(chan task.ID, 4096),
+		unsettled: make(chan struct{}, 1),
 	}
 	e.background, e.stop = context.WithCancel(context.Background())
 	e.notifier.e = e
@@ -102,9 +105,9 @@ func New(st *store.Store, c Config) *Engine {
 func (e *Engine) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return e.sweepLoop(ctx) })
-	g.Go(func() error { return e.probeLoop(ctx) })
 	g.Go(func() error { return e.keepLoop(ctx) })
 	g.Go(func() error { return e.settleLoop(ctx) })
+	g.Go(func() error { return e.unsettledLoop(ctx) })
 	g.Go(func() error { return e.retentionLoop(ctx) })
 	if e.conf.Listen != nil {
 		g.Go(func() error { return e.listenLoop(ctx) })

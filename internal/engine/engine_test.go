@@ -22,24 +22,32 @@ func newEngine(t *testing.T, db *pgtest.DB) *engine.Engine {
 // startEngine runs an engine until the test's end. listen may be nil.
 func startEngine(t *testing.T, db *pgtest.DB, listen func(context.Context) (*pgx.Conn, error)) *engine.Engine {
 	t.Helper()
+	e, run := restingEngine(t, db, listen)
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("the engine ended with %v", err)
+		}
+	})
+	return e
+}
+
+// restingEngine makes an engine that does nothing by itself until run is called, which the caller must. Its store is closed at
+// the test's end.
+func restingEngine(t *testing.T, db *pgtest.DB, listen func(context.Context) (*pgx.Conn, error)) (_ *engine.Engine, run func(context.Context) error) {
+	t.Helper()
 	st, err := store.Open(t.Context(), db.Pool.Config(), 8)
 	if err != nil {
 		t.Fatal(err)
 	}
 	conf := engine.Config{Listen: listen}
 	_, _ = rand.Read(conf.ReplicaID[:])
+	t.Cleanup(st.Close)
 	e := engine.New(st, conf)
-	ctx, stop := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- e.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-done; err != nil {
-			t.Errorf("the engine ended with %v", err)
-		}
-		st.Close()
-	})
-	return e
+	return e, e.Run
 }
 
 // spec is a step with the defaults that a submit fills in.

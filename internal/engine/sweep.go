@@ -10,9 +10,8 @@ import (
 )
 
 const (
-	sweepEvery     = time.Second     // leases that other servers granted end within this of their time
-	probeEvery     = 5 * time.Second // lanes, while other servers' wakes are heard
-	probeEveryDeaf = 500 * time.Millisecond
+	sweepEvery     = time.Second            // foreign leases end, lost wakes are made good within this
+	sweepEveryDeaf = 500 * time.Millisecond // while no wakes of other servers are heard
 	keepEvery      = 5 * time.Second
 	sweepBatch     = 500
 )
@@ -31,44 +30,68 @@ func every(ctx context.Context, f func(context.Context) time.Duration) error {
 	}
 }
 
-// sweepLoop does what time alone brings about: it ends expired leases, enforces deadlines, and settles tasks that a crash
-// kept from being settled. It sleeps until the next lease ends, or sweepEvery: no lease is shorter than that.
+// sweepLoop does what time alone brings about: it ends expired leases and enforces deadlines. It sleeps until the next lease
+// ends, or sweepEvery: no lease is shorter than that. As often it looks into the lanes that somebody here subscribes to,
+// whatever wakes were missed, and asks whether tasks wait to be settled that a crash kept from it.
 func (e *Engine) sweepLoop(ctx context.Context) error {
-	var restUntil time.Time // looking for unsettled tasks takes at most a fiftieth of the time
+	var probeAt time.Time
 	return every(ctx, func(ctx context.Context) time.Duration {
-		start := time.Now()
-		withUnsettled := start.After(restUntil)
-		t, err := e.store.Tick(ctx, withUnsettled)
+		rest := sweepEvery
+		if !e.notifier.hears() {
+			rest = sweepEveryDeaf
+		}
+		// Leases may end much oftener than lanes need to be looked into.
+		probing := !time.Now().Before(probeAt)
+		var handlers map[int32][]string
+		if probing {
+			handlers = e.subscribed()
+			probeAt = time.Now().Add(rest * 8 / 10)
+		}
+		t, err := e.store.Tick(ctx, handlers)
 		if err != nil {
 			e.sweepFailed(ctx, "looking for what is due", err)
-			return sweepEvery
-		}
-		if withUnsettled {
-			restUntil = time.Now().Add(50*time.Since(start) - sweepEvery)
+			return rest
 		}
 		e.clock.learn(t.At)
-		for _, id := range t.Unsettled {
-			e.settle(ctx, id)
+		for id, probed := range t.Probed {
+			e.hub(id).probed(probed)
+		}
+		if t.Parked && probing {
+			select {
+			case e.unsettled <- struct{}{}:
+			default: // it is being looked into
+			}
 		}
 		if t.Overdue {
 			e.enforceDeadlines(ctx)
 		}
 		if t.ExpiresAt == nil {
-			return sweepEvery
+			return rest
 		}
 		if in := t.ExpiresAt.Sub(t.At); in > 0 {
-			return min(max(in, time.Millisecond), sweepEvery)
+			return min(max(in, time.Millisecond), rest)
 		}
 		more, err := e.sweep(ctx)
 		switch {
 		case err != nil:
 			e.sweepFailed(ctx, "sweeping expired leases", err)
-			return sweepEvery
+			return rest
 		case more:
 			return time.Millisecond
 		}
 		return 50 * time.Millisecond // rows that others held were passed by
 	})
+}
+
+// subscribed lists, by namespace, the handlers that a session of this server asks for.
+func (e *Engine) subscribed() map[int32][]string {
+	handlers := map[int32][]string{}
+	for _, h := range e.everyHub() {
+		if names := h.subscribed(); len(names) > 0 {
+			handlers[h.id] = names
+		}
+	}
+	return handlers
 }
 
 // enforceDeadlines gives up the steps whose deadline has passed.
@@ -131,28 +154,6 @@ func (e *Engine) sweepFailed(ctx context.Context, what string, err error) {
 	if ctx.Err() == nil {
 		e.log.WarnContext(ctx, "background work failed", "doing", what, "error", err)
 	}
-}
-
-// probeLoop looks into the lanes that somebody here subscribes to, whatever wakes were missed.
-func (e *Engine) probeLoop(ctx context.Context) error {
-	return every(ctx, func(ctx context.Context) time.Duration {
-		for _, h := range e.everyHub() {
-			handlers := h.subscribed()
-			if len(handlers) == 0 {
-				continue
-			}
-			probes, err := e.store.ProbeLanes(ctx, h.id, handlers)
-			if err != nil {
-				e.sweepFailed(ctx, "probing lanes", err)
-				continue
-			}
-			h.probed(probes)
-		}
-		if e.notifier.hears() {
-			return probeEvery
-		}
-		return probeEveryDeaf
-	})
 }
 
 // subscribed lists the handlers that a session of this server asks for.
@@ -289,7 +290,7 @@ func (h *hub) reconcile(before map[int32][][16]byte, stands map[[16]byte]bool) {
 }
 
 // settleLoop records the end of tasks that can run no further, after the commit of the failure that may have been the
-// last. What is lost between the two is found by the sweep.
+// last. What is lost between the two is found by unsettledLoop.
 func (e *Engine) settleLoop(ctx context.Context) error {
 	for {
 		select {
@@ -297,6 +298,33 @@ func (e *Engine) settleLoop(ctx context.Context) error {
 			return nil
 		case id := <-e.settling:
 			e.settle(ctx, id)
+		}
+	}
+}
+
+// unsettledLoop settles tasks that a crash kept from being settled. The look for them reads all parked rows, so it takes at
+// most a fiftieth of the time, and holds up nothing else.
+func (e *Engine) unsettledLoop(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-e.unsettled:
+		}
+		start := time.Now()
+		ids, err := e.store.Unsettled(ctx)
+		if err != nil {
+			e.sweepFailed(ctx, "looking for unsettled tasks", err)
+		}
+		rest := time.NewTimer(50 * time.Since(start))
+		for _, id := range ids {
+			e.settle(ctx, id)
+		}
+		select {
+		case <-ctx.Done():
+			rest.Stop()
+			return nil
+		case <-rest.C:
 		}
 	}
 }

@@ -205,9 +205,11 @@ func (x *crossing) sweep(s *store.Store) {
 	x.batches.Add(1)
 	switch rand.IntN(3) {
 	case 0:
-		t, err := s.Tick(x.Context(), true)
+		_, err := s.Tick(x.Context(), map[int32][]string{x.ns: {"work"}})
 		x.refusal(err)
-		for _, id := range t.Unsettled {
+		unsettled, err := s.Unsettled(x.Context())
+		x.refusal(err)
+		for _, id := range unsettled {
 			x.settle(s, store.Change{Settle: []task.ID{id}})
 		}
 	case 1:

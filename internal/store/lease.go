@@ -130,24 +130,6 @@ func (s *Store) ExpiredLeases(ctx context.Context, limit int) ([]HeldLease, erro
 	})
 }
 
-// Tick is what time alone has brought about.
-type Tick struct {
-	ExpiresAt *time.Time // when the next lease ends; nil: nothing runs
-	At        time.Time  // the clock it was judged by
-	Overdue   bool       // a deadline has passed
-	Unsettled []task.ID  // tasks that ended in error without a note of it
-}
-
-// Tick looks once at what time brings about. Looking for unsettled tasks reads all parked rows.
-func (s *Store) Tick(ctx context.Context, withUnsettled bool) (t Tick, err error) {
-	var ids []int64
-	err = s.Cold.QueryRow(ctx, sqlText("tick"), s.at(), withUnsettled).Scan(&t.ExpiresAt, &t.At, &t.Overdue, &ids)
-	for _, id := range ids {
-		t.Unsettled = append(t.Unsettled, task.ID(id))
-	}
-	return t, err
-}
-
 // Expire gives leases of one namespace their consequence, if their time is up still: a run timeout is a retryable
 // failure, a deadline parks the step, a lease that ran out goes back or, lost too often, parks it.
 func (s *Store) Expire(ctx context.Context, namespaceID int32, leases []HeldLease) (ended []Ended, change Change, err error) {

@@ -266,7 +266,9 @@ func (x *machine) settle(t *rapid.T) {
 // tick looks for what time has brought about, and for ends that nobody noted.
 func (x *machine) tick(t *rapid.T) {
 	ctx := x.act(t)
-	tick, err := x.s.Tick(ctx, true)
+	tick, err := x.s.Tick(ctx, nil)
+	x.ok(err)
+	found, err := x.s.Unsettled(ctx)
 	x.ok(err)
 	var unsettled []int64
 	for _, mt := range x.m.tasks {
@@ -274,10 +276,11 @@ func (x *machine) tick(t *rapid.T) {
 			unsettled = append(unsettled, mt.id)
 		}
 	}
-	same(x, "tick: unsettled", len(tick.Unsettled), len(unsettled))
-	for _, id := range tick.Unsettled {
+	same(x, "tick: unsettled", len(found), len(unsettled))
+	for _, id := range found {
 		same(x, "tick: unsettled", slices.Contains(unsettled, int64(id)), true)
 	}
+	same(x, "tick: parked", tick.Parked, slices.ContainsFunc(x.m.tasks, func(mt *modelTask) bool { return !mt.purged && mt.anyParked() }))
 	same(x, "tick: overdue", tick.Overdue, len(x.m.overdue()) > 0)
 	var next time.Time
 	for _, i := range x.running() {
