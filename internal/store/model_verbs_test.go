@@ -27,8 +27,8 @@ func (m *model) report(d *dispatch, o modelOutcome) verdict {
 		return conflict
 	case s.welcome == d:
 		// It came late, and nobody was granted the step since: as if it had come in time. The run's own start is forgotten.
-		if s.place == isParked && s.task.noted == "error" {
-			s.task.noted = ""
+		if s.place == isParked {
+			m.reopen(s.task)
 		}
 		s.lease, s.welcome = &modelLease{dispatch: d, granted: m.now}, nil
 		if d.lost {
@@ -44,6 +44,16 @@ func (m *model) report(d *dispatch, o modelOutcome) verdict {
 	}
 	d.late.reports++
 	return lost
+}
+
+// reopen lets a task go on, under its deadline.
+func (m *model) reopen(t *modelTask) {
+	if t.noted == "error" {
+		t.noted = ""
+	}
+	if !t.deadline.IsZero() {
+		m.deadlines[modelDeadline{t.deadline, t, 0}] = true
+	}
 }
 
 // mayOperate says why an operator may not act on a step; empty: it is in error.
@@ -63,9 +73,7 @@ func (m *model) mayOperate(s *modelStep) string {
 
 // take takes a step from its place for an operator's act, which re-opens its task.
 func (m *model) take(s *modelStep) {
-	if s.task.noted == "error" {
-		s.task.noted = ""
-	}
+	m.reopen(s.task)
 	s.events++
 	s.welcome = nil
 	s.started = s.started || s.failures > 0

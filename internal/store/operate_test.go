@@ -381,6 +381,19 @@ func TestDeadlineParksWhatWaits(t *testing.T) {
 	equal(w, "deadlines left", value[int](w, "select count(*) from deadline"), 0)
 	equal(w, "task", w.task(id).State, task.Errored)
 	w.sound(id)
+
+	// An operator's act re-opens the task, not its deadline: what waits again is given up again, before any worker has it.
+	_, _, err = w.s.RetryStep(t.Context(), id.Step(2), act)
+	w.ok(err)
+	due, err = w.s.DueDeadlines(t.Context(), 10)
+	w.ok(err)
+	equal(w, "due again", len(due), 1)
+	change, err = w.s.EnforceDeadline(t.Context(), due[0])
+	w.ok(err)
+	w.settleAll(change)
+	equal(w, "retried step", w.step(id.Step(2)).ParkedReason, "deadline_exceeded")
+	equal(w, "deadlines left", value[int](w, "select count(*) from deadline"), 0)
+	w.sound(id)
 }
 
 func TestPurgeTask(t *testing.T) {

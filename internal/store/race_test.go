@@ -2,8 +2,10 @@ package store_test
 
 import (
 	"crypto/sha256"
+	"errors"
 	"flag"
 	"fmt"
+	"sync/atomic"
 	"testing"
 
 	"github.com/taskerhq/tasker/internal/store"
@@ -338,5 +340,34 @@ func TestRaceOfTakeOverAndClaim(t *testing.T) {
 			t.Errorf("S10: the old server was granted %d steps, and the new one counted %d", len(grants), after)
 		}
 		c.cancelled(a, id)
+	})
+}
+
+// Two instances of one worker that neither has a row yet: each must see the other, or both would have the worker_id.
+func TestRaceOfTwoInstancesOfOneWorker(t *testing.T) {
+	n := 0
+	race(t, func(c *crowd, a, b *store.Store) {
+		n++
+		var opened, refused atomic.Int32
+		open := func(s *store.Store, instance string) func() {
+			return func() {
+				_, _, _, err := s.OpenSession(c.Context(), c.ns, [16]byte{1}, store.Session{
+					WorkerID: fmt.Sprint("twin ", n), InstanceID: instance, MaxInFlight: 1, Handlers: []string{"work"},
+				})
+				var no *task.Error
+				switch {
+				case err == nil:
+					opened.Add(1)
+				case errors.As(err, &no) && no.Reason == task.WorkerIDInUse:
+					refused.Add(1)
+				default:
+					c.Error(err)
+				}
+			}
+		}
+		together(open(a, "1"), open(b, "2"))
+		if opened.Load() != 1 || refused.Load() != 1 {
+			t.Errorf("%d instances were let in and %d refused", opened.Load(), refused.Load())
+		}
 	})
 }

@@ -28,9 +28,15 @@ const SessionLiveFor = 15 * time.Second
 // OpenSession makes the server replicaID the one that grants to a session. WORKER_ID_IN_USE when another instance of the
 // worker is alive.
 func (s *Store) OpenSession(ctx context.Context, namespaceID int32, replicaID [16]byte, w Session) (sessionID, epoch int32, at time.Time, err error) {
-	err = s.Hot.QueryRow(ctx, sqlText("open_session"), namespaceID, w.WorkerID, w.InstanceID, replicaID, w.MaxInFlight, w.Handlers,
-		w.Labels, w.BuildID, w.ClientInfo, SessionLiveFor, s.at()).Scan(&sessionID, &epoch, &at)
-	if errors.Is(err, pgx.ErrNoRows) {
+	err = s.inPipeline(ctx, func(p *pipeline) error {
+		sessionID = 0
+		b := &pgx.Batch{}
+		b.Queue(sqlText("lock_worker"), namespaceID, w.WorkerID)
+		each(b, "open_session", func(rows pgx.Rows) error { return rows.Scan(&sessionID, &epoch, &at) },
+			namespaceID, w.WorkerID, w.InstanceID, replicaID, w.MaxInFlight, w.Handlers, w.Labels, w.BuildID, w.ClientInfo, SessionLiveFor, s.at())
+		return p.commit(ctx, b, false)
+	})
+	if err == nil && sessionID == 0 {
 		return 0, 0, at, task.Refuse(task.WorkerIDInUse, "another live instance has this worker_id").With("worker_id", w.WorkerID)
 	}
 	return sessionID, epoch, at, err

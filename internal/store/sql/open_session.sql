@@ -1,5 +1,5 @@
 -- Makes this server the one that grants to a worker's session, raising its epoch: the grants of the server that had it
--- find no session from this commit on (claim.sql). The row is the session's mutex.
+-- find no session from this commit on (claim.sql). The row is the session's mutex; between instances of one worker, lock_worker.sql is.
 -- Answers nothing when another live instance holds the worker_id; one that fell silent is closed.
 -- $1 namespace_id int, $2 worker_id text, $3 instance_id text, $4 replica_id uuid, $5 max_in_flight int, $6 handlers text[],
 -- $7 labels text[], $8 build_id text, $9 client_info text, $10 live_for interval, $11 at timestamptz
