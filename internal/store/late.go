@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 
 	"github.com/jackc/pgx/v5"
 
@@ -119,6 +120,9 @@ func (s *Store) stepAfter(ctx context.Context, tx pgx.Tx, token task.Token) (*ta
 	err := tx.QueryRow(ctx, sqlText("step_after"), int64(token.Step.Task()), token.Step.No(), token.Dispatch, s.at()).Scan(
 		&state, &r.Attempts, &r.Dispatches, &r.LostLeases, &r.Epoch, &r.RetryLimit, &park, &r.ErrorCode, &r.RecordedAt,
 		&r.NextRetryAt, &r.AppliedDelay, &source, &r.DelayClamped, &runnable)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, errAgain // its task was purged since it was looked up
+	}
 	r.Parked, r.ParkedReason = park != nil, deref(park)
 	r.State, r.DelaySource, r.RetryEligible = task.StepState(state), task.DelaySource(deref(source)), deref(runnable)
 	return r, err

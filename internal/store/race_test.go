@@ -292,6 +292,26 @@ func TestRaceOfOneTokenInTwoFlushes(t *testing.T) {
 	})
 }
 
+// A report is sent again while its task is purged: it was recorded already, or its lease is no more.
+func TestRaceOfARepeatedReportAndPurge(t *testing.T) {
+	race(t, func(c *crowd, a, b *store.Store) {
+		id := c.submit([]task.StepSpec{step()})[0]
+		r := outcomeOf(c.claim(a, 1)[0], task.Success)
+		c.verdictOf(a, r)
+		again := func() {
+			for range 4 {
+				answer, _, err := a.ReportLate(c.Context(), &r)
+				if err != nil {
+					c.Error(err)
+				} else if answer.Refused != nil && answer.Refused.Reason != task.LeaseLost {
+					c.Error(answer.Refused)
+				}
+			}
+		}
+		together(again, again, func() { _, err := b.PurgeTask(c.Context(), id, act); c.ok(err) })
+	})
+}
+
 // Two operators act on one step.
 func TestRaceOfRetryAndResolve(t *testing.T) {
 	race(t, func(c *crowd, a, b *store.Store) {
