@@ -155,6 +155,7 @@ var rows = map[string][]row{
 		{"dead LISTEN: slower, never stuck", []string{"internal/engine TestServersThatCannotListenAreSlowerAndNotStuck", "internal/engine TestADeadListenConnectionIsReplaced"}},
 		{"an idle server asks the database less than twice a second", []string{"TestIdle_StreamsCostTheDatabaseNothing"}},
 		{"reach on a step without a circuit acts as the step's alone, and the answer says so", []string{"TestReach_OfAStepAloneIsSaid"}},
+		{"steps carry the trace of their submit", []string{"TestStream_StepsCarryTheTraceOfTheirSubmit"}},
 		{"a worker in any language follows from the comments alone", []string{"test/docs TestWorkerOfThePage", "test/docs TestPython", "internal/worker TestOldStreamMayEndFirstWhenAnotherTakesOver"}},
 	},
 	"queue": {

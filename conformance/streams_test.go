@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -436,4 +437,29 @@ func TestStream_NumberOfThemIsBounded(t *testing.T) {
 	}
 	a.cancel()
 	s.eventually("a place is free", func() bool { return s.refusedStream(request("c", 1)) == nil })
+}
+
+func TestStream_StepsCarryTheTraceOfTheirSubmit(t *testing.T) {
+	s := start(t)
+	w := s.worker(3)
+	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+	traced := func(given *pb.TraceContext, headers ...string) *pb.TraceContext {
+		sub := inline(step("s"))
+		sub.TraceContext = given
+		ctx := metadata.AppendToOutgoingContext(s.within(), headers...)
+		must[*pb.SubmitTaskResponse](t)(s.tasks.SubmitTask(ctx, &pb.SubmitTaskRequest{Task: sub}))
+		x := w.next()
+		s.report(success(x, ""))
+		return x.GetTraceContext()
+	}
+	given := &pb.TraceContext{Traceparent: parent, Tracestate: "a=1,b=2"}
+	if got := traced(given, "traceparent", "other"); !proto.Equal(got, given) {
+		t.Errorf("the given one came as %v", got)
+	}
+	if got := traced(nil, "traceparent", parent, "tracestate", "a=1"); got.GetTraceparent() != parent || got.GetTracestate() != "a=1" {
+		t.Errorf("the call's came as %v", got)
+	}
+	if got := traced(nil); got != nil {
+		t.Errorf("none came as %v", got)
+	}
 }
