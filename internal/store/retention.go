@@ -25,6 +25,7 @@ type Retained struct {
 	DaysDropped       int
 	TasksPurged       int
 	KeysForgotten     int64
+	SessionsForgotten int64
 	// Busy says that traffic was in the way of a drop, which the next round tries again.
 	Busy bool
 }
@@ -34,7 +35,7 @@ const (
 	partitionsAhead = 3
 	daysAhead       = 7
 	purgeBatch      = 500
-	keyBatch        = 10_000
+	rowBatch        = 10_000
 	// stragglers is the share of a partition's tasks, in per cent, up to which the rest is deleted row by row.
 	stragglers = 1
 )
@@ -88,14 +89,24 @@ func (s *Store) Retain(ctx context.Context, r Retention) (done Retained, err err
 			return done, err
 		}
 	}
+	if done.KeysForgotten, err = s.deleteAll(ctx, "drop_submit_keys", s.at()); err != nil {
+		return done, err
+	}
+	// As long as a task or a day of history is kept, so are the workers that they name.
+	if r.Tasks > 0 && r.History > 0 {
+		ended := now.Add(-max(r.Tasks, r.History))
+		done.SessionsForgotten, err = s.deleteAll(ctx, "drop_sessions", &ended)
+	}
+	return done, err
+}
+
+// deleteAll runs a statement that deletes rows as of an instant, $1, up to as many at a time as its $2 says.
+func (s *Store) deleteAll(ctx context.Context, name string, as *time.Time) (deleted int64, err error) {
 	for {
-		tag, err := s.Cold.Exec(ctx, sqlText("drop_submit_keys"), s.at(), keyBatch)
-		if err != nil {
-			return done, err
-		}
-		done.KeysForgotten += tag.RowsAffected()
-		if tag.RowsAffected() < keyBatch {
-			return done, nil
+		tag, err := s.Cold.Exec(ctx, sqlText(name), as, rowBatch)
+		deleted += tag.RowsAffected()
+		if err != nil || tag.RowsAffected() < rowBatch {
+			return deleted, err
 		}
 	}
 }

@@ -156,6 +156,24 @@ func TestIdempotencyKeysAreKeptUntilSevenDaysAfterTheEnd(t *testing.T) {
 	equal(w, "keys", keys(), 1)
 }
 
+func TestWorkerSessionsAreKeptAsLongAsWhatNamesThem(t *testing.T) {
+	w := newWorld(t)
+	w.submit(step())
+	w.claim(1) // the session that holds the lease is kept, however long ago it was heard of
+	gone := w.open("gone")
+	w.ok(w.s.CloseSession(t.Context(), gone.SessionID, gone.Epoch))
+	w.open("silent")
+	sessions := func() int { return value[int](w, "select count(*) from worker_session") }
+	before := sessions()
+	week := store.Retention{Tasks: 24 * time.Hour, History: 7 * 24 * time.Hour}
+	w.pass(week.History - time.Second)
+	equal(w, "forgotten too soon", w.retain(week).SessionsForgotten, 0)
+	w.pass(2 * time.Second)
+	equal(w, "kept for ever", w.retain(store.Retention{}).SessionsForgotten, 0)
+	equal(w, "forgotten", w.retain(week).SessionsForgotten, 2)
+	equal(w, "sessions", sessions(), before-2)
+}
+
 func TestNumbersMoveOnWithoutHandingOneOutTwice(t *testing.T) {
 	w := newWorld(t)
 	seen := map[task.ID]bool{}
