@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -99,11 +98,9 @@ func (m *Meter) Read(ctx context.Context) (Reading, error) {
 	if err != nil {
 		return Reading{}, fmt.Errorf("reading the server's totals: %w", err)
 	}
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+	if r.ProcessCPU, err = ownTime(); err != nil {
 		return Reading{}, fmt.Errorf("reading this process's time: %w", err)
 	}
-	r.ProcessCPU = time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 	if m.SeesPostgres() {
 		if r.PostgresCPU, err = familyTime(m.postmaster); err != nil {
 			return Reading{}, err
