@@ -194,7 +194,7 @@ func (x *crossing) meet(s *store.Store) {
 	x.refusal(err)
 	if rand.IntN(50) == 0 {
 		_, _, _, err := s.OpenSession(x.Context(), x.ns, [16]byte{2}, store.Session{
-			WorkerID: "worker 0", InstanceID: "1", MaxInFlight: 1, Handlers: []string{"work"},
+			WorkerID: "worker 0", InstanceID: "1", MaxInFlight: 1_000_000, Handlers: []string{"work"},
 		})
 		x.refusal(err)
 	}

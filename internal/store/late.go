@@ -86,22 +86,19 @@ func (s *Store) acceptLate(ctx context.Context, tx pgx.Tx, r *task.Report, stand
 			return err
 		}
 	}
-	locked := map[[16]byte]*held{}
-	b := &pgx.Batch{}
-	queueLock(b, []int64{int64(r.Token.Step.Task())}, []int32{int32(r.Token.Step.No())}, [][16]byte{r.Token.Nonce}, locked) //nolint:gosec // ≤ 10,000
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return err
-	}
 	f := Flushed{Answers: make([]Answer, 1)}
-	b = &pgx.Batch{}
+	b := &pgx.Batch{}
 	reports := []task.Report{*r}
 	if r.Outcome == task.Success {
-		s.queueComplete(b, r.Token.NamespaceID, reports, []int{0}, locked, &f)
+		s.queueComplete(b, r.Token.NamespaceID, reports, []int{0}, &f)
 	} else {
 		s.queueFail(b, r.Token.NamespaceID, reports, []int{0}, &f)
 	}
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
 		return err
+	}
+	if f.Answers[0].Reported == nil {
+		return errAgain
 	}
 	*answer, *change = f.Answers[0], f.Change
 	if standing == "parked" {

@@ -33,9 +33,14 @@ func (s *Store) Heartbeat(ctx context.Context, namespaceID int32, beats []Beat) 
 		ids[i], nos[i], tokens[i] = int64(b.Token.Step.Task()), int32(b.Token.Step.No()), b.Token.Nonce //nolint:gosec // ≤ 10,000
 	}
 	err = s.inPipeline(ctx, func(p *pipeline) error {
-		locked := make(map[[16]byte]*held, len(beats))
+		held := make(map[[16]byte]bool, len(beats))
 		b := &pgx.Batch{}
-		queueLock(b, ids, nos, tokens, locked)
+		each(b, "lock_leases", func(rows pgx.Rows) error {
+			var token [16]byte
+			err := rows.Scan(&token)
+			held[token] = true
+			return err
+		}, ids, nos, tokens)
 		if err := p.send(ctx, b); err != nil {
 			return err
 		}
@@ -45,10 +50,10 @@ func (s *Store) Heartbeat(ctx context.Context, namespaceID int32, beats []Beat) 
 			savedIDs                  []int64
 			savedNos, savedDispatches []int32
 			bodies                    []string
-			nonceOf                   = make(map[stepKey][16]byte, len(locked))
+			nonceOf                   = make(map[stepKey][16]byte, len(held))
 		)
 		for i, beat := range beats {
-			if locked[beat.Token.Nonce] == nil {
+			if !held[beat.Token.Nonce] {
 				continue
 			}
 			heldIDs, heldNos = append(heldIDs, ids[i]), append(heldNos, nos[i])
@@ -189,7 +194,7 @@ func (s *Store) queueEnded(b *pgx.Batch, namespaceID int32, locked []expired, de
 		change.Freed = append(change.Freed, token)
 		if outcome == task.TimedOut || outcome == task.DeadlineExceeded {
 			failures = append(failures, failure{
-				step: token.Step, outcome: outcome,
+				token: token, outcome: outcome,
 				Failure: task.Failure{ErrorCode: serverErrorCode[outcome], Message: serverMessage[outcome]},
 			})
 			continue

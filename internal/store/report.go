@@ -27,26 +27,14 @@ type Flushed struct {
 	Change  Change
 }
 
-// held is a lease row as lock_leases.sql shows it.
-type held struct {
-	taskID                         int64
-	stepNo                         int
-	token                          [16]byte
-	laneID, sessionID              int32
-	attempts, failures, dispatches int
-	epoch, lostLeases              int
-	grantedAt                      time.Time
-	confirmedAt                    *time.Time
-}
-
 // stepKey names a step's row.
 type stepKey struct {
 	taskID int64
 	stepNo int
 }
 
-// Flush records the reports of one namespace in one transaction, and grants what claim asks for in the same one: steps
-// that the reports woke included. Reports must differ in their tokens. The reports are recorded when Flush returns
+// Flush records the reports of one namespace in one transaction and one round trip, and grants what claim asks for in the
+// same one: steps that the reports woke included. Reports must differ in their tokens. The reports are recorded when Flush returns
 // without an error; those whose lease is gone are answered Late.
 func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Report, claim *Claim) (f Flushed, err error) {
 	if len(reports) == 0 {
@@ -59,92 +47,78 @@ func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Rep
 	}
 	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(reports[a].Token.Step, reports[b].Token.Step) })
 
+	var successes, failures []int
+	for _, i := range order {
+		if reports[i].Outcome == task.Success {
+			successes = append(successes, i)
+		} else {
+			failures = append(failures, i)
+		}
+	}
 	err = s.inPipeline(ctx, func(p *pipeline) error {
 		f = Flushed{Answers: make([]Answer, len(reports))}
-		locked, err := s.lockLeases(ctx, p, reports, order)
-		if err != nil {
-			return err
-		}
 		b := &pgx.Batch{}
-		var successes, failures []int
-		for _, i := range order {
-			switch r := &reports[i]; {
-			case locked[r.Token.Nonce] == nil:
-				f.Answers[i].Late = true
-			case r.Outcome == task.Success:
-				successes = append(successes, i)
-			default:
-				failures = append(failures, i)
-			}
+		if len(successes) > 0 && len(failures) > 0 {
+			// Each of the two statements locks in order, but the two together only if all is locked before.
+			lockAll(b, reports, order)
 		}
-		s.queueComplete(b, namespaceID, reports, successes, locked, &f)
+		s.queueComplete(b, namespaceID, reports, successes, &f)
 		s.queueFail(b, namespaceID, reports, failures, &f)
 		if claim != nil && len(claim.Lanes) > 0 {
 			s.queueClaim(b, namespaceID, claim, &f.Grants)
 		}
 		return p.commit(ctx, b, false)
 	})
+	for i := range f.Answers {
+		f.Answers[i].Late = f.Answers[i].Reported == nil
+	}
 	return f, err
 }
 
-func (s *Store) lockLeases(ctx context.Context, p *pipeline, reports []task.Report, order []int) (map[[16]byte]*held, error) {
+// lockAll queues lock_leases.sql for reports, in an order that is sorted by step.
+func lockAll(b *pgx.Batch, reports []task.Report, order []int) {
 	ids, nos, tokens := make([]int64, len(order)), make([]int32, len(order)), make([][16]byte, len(order))
 	for n, i := range order {
 		step := reports[i].Token.Step
 		ids[n], nos[n], tokens[n] = int64(step.Task()), int32(step.No()), reports[i].Token.Nonce //nolint:gosec // ≤ 10,000
 	}
-	locked := make(map[[16]byte]*held, len(order))
-	b := &pgx.Batch{}
-	queueLock(b, ids, nos, tokens, locked)
-	return locked, p.send(ctx, b)
+	b.Queue(sqlText("lock_leases"), ids, nos, tokens)
 }
 
-func queueLock(b *pgx.Batch, ids []int64, nos []int32, tokens [][16]byte, locked map[[16]byte]*held) {
-	each(b, "lock_leases", func(rows pgx.Rows) error {
-		h := &held{}
-		if err := rows.Scan(&h.taskID, &h.stepNo, &h.token, &h.laneID, &h.sessionID, &h.attempts, &h.failures, &h.dispatches,
-			&h.epoch, &h.lostLeases, &h.grantedAt, &h.confirmedAt); err != nil {
-			return err
-		}
-		locked[h.token] = h
-		return nil
-	}, ids, nos, tokens)
-}
-
-func (s *Store) queueComplete(b *pgx.Batch, namespaceID int32, reports []task.Report, which []int, locked map[[16]byte]*held, f *Flushed) {
+func (s *Store) queueComplete(b *pgx.Batch, namespaceID int32, reports []task.Report, which []int, f *Flushed) {
 	if len(which) == 0 {
 		return
 	}
 	n := len(which)
-	ids, nos, digests, results := make([]int64, n), make([]int32, n), make([][]byte, n), make([]string, n)
+	ids, nos, tokens, digests, results := make([]int64, n), make([]int32, n), make([][16]byte, n), make([][]byte, n), make([]string, n)
 	at := make(map[stepKey]int, n)
 	for k, i := range which {
 		r := &reports[i]
-		ids[k], nos[k], digests[k], results[k] = int64(r.Token.Step.Task()), int32(r.Token.Step.No()), r.Digest[:16], r.Results //nolint:gosec // ≤ 10,000
+		ids[k], nos[k], tokens[k] = int64(r.Token.Step.Task()), int32(r.Token.Step.No()), r.Token.Nonce //nolint:gosec // ≤ 10,000
+		digests[k], results[k] = r.Digest[:16], r.Results
 		at[stepKey{ids[k], r.Token.Step.No()}] = i
-		f.Change.Freed = append(f.Change.Freed, r.Token)
 	}
 	each(b, "complete", func(rows pgx.Rows) error {
 		var (
-			what    string
-			taskID  *int64
-			stepNo  *int
-			laneID  *int32
-			seq     *int64
-			count   int
-			endedAt *time.Time
+			what                                    string
+			taskID, seq                             *int64
+			stepNo                                  *int
+			laneID                                  *int32
+			count                                   int
+			endedAt                                 *time.Time
+			attempts, dispatches, lostLeases, epoch *int
 		)
-		if err := rows.Scan(&what, &taskID, &stepNo, &laneID, &seq, &count, &endedAt); err != nil {
+		if err := rows.Scan(&what, &taskID, &stepNo, &laneID, &seq, &count, &endedAt, &attempts, &dispatches, &lostLeases, &epoch); err != nil {
 			return err
 		}
 		switch what {
 		case "ended":
 			i := at[stepKey{*taskID, *stepNo}]
-			h := locked[reports[i].Token.Nonce]
 			f.Answers[i].Reported = &task.Reported{
-				Step: reports[i].Token.Step, State: task.StepComplete, Attempts: h.attempts + 1, Dispatches: h.dispatches,
-				LostLeases: h.lostLeases, Epoch: h.epoch, RecordedAt: *endedAt, RetryLimit: count,
+				Step: reports[i].Token.Step, State: task.StepComplete, Attempts: *attempts, Dispatches: *dispatches,
+				LostLeases: *lostLeases, Epoch: *epoch, RecordedAt: *endedAt, RetryLimit: count,
 			}
+			f.Change.Freed = append(f.Change.Freed, reports[i].Token)
 			f.Change.Tasks = append(f.Change.Tasks, task.ID(*taskID))
 		case "settle":
 			f.Change.Settle = append(f.Change.Settle, task.ID(*taskID))
@@ -152,13 +126,13 @@ func (s *Store) queueComplete(b *pgx.Batch, namespaceID int32, reports []task.Re
 			f.Change.Wake = append(f.Change.Wake, Wake{LaneID: *laneID, Seq: *seq, Count: count})
 		}
 		return nil
-	}, s.at(), ids, nos, digests, results, namespaceID)
+	}, s.at(), ids, nos, tokens, digests, results, namespaceID)
 }
 
 // failure is one failed dispatch as fail.sql takes it.
 type failure struct {
 	task.Failure
-	step    task.StepID
+	token   task.Token
 	outcome task.Outcome
 	digest  []byte // nil: concluded by the server
 	skip    bool
@@ -173,19 +147,23 @@ func (s *Store) queueFail(b *pgx.Batch, namespaceID int32, reports []task.Report
 	at := make(map[task.StepID]int, len(which))
 	for k, i := range which {
 		r := &reports[i]
-		failures[k] = failure{Failure: r.Failure, step: r.Token.Step, outcome: r.Outcome, digest: r.Digest[:16], skip: r.Skip, hint: r.Hint}
+		failures[k] = failure{Failure: r.Failure, token: r.Token, outcome: r.Outcome, digest: r.Digest[:16], skip: r.Skip, hint: r.Hint}
 		at[r.Token.Step] = i
-		f.Change.Freed = append(f.Change.Freed, r.Token)
 	}
-	s.queueFailures(b, namespaceID, failures, &f.Change, func(r *task.Reported) { f.Answers[at[r.Step]].Reported = r })
+	s.queueFailures(b, namespaceID, failures, &f.Change, func(r *task.Reported) {
+		i := at[r.Step]
+		f.Answers[i].Reported = r
+		f.Change.Freed = append(f.Change.Freed, reports[i].Token)
+	})
 }
 
-// queueFailures queues fail.sql for leases that the transaction holds, sorted by step.
+// queueFailures queues fail.sql for failures that are sorted by step.
 func (s *Store) queueFailures(b *pgx.Batch, namespaceID int32, failures []failure, change *Change, concluded func(*task.Reported)) {
 	n := len(failures)
 	var (
 		ids                                            = make([]int64, n)
 		nos                                            = make([]int32, n)
+		tokens                                         = make([][16]byte, n)
 		outcomes, sources                              = make([]string, n), make([]*string, n)
 		digests                                        = make([][]byte, n)
 		skips                                          = make([]bool, n)
@@ -196,7 +174,7 @@ func (s *Store) queueFailures(b *pgx.Batch, namespaceID int32, failures []failur
 		statuses                                       = make([]*int32, n)
 	)
 	for i, x := range failures {
-		ids[i], nos[i] = int64(x.step.Task()), int32(x.step.No()) //nolint:gosec // ≤ 10,000
+		ids[i], nos[i], tokens[i] = int64(x.token.Step.Task()), int32(x.token.Step.No()), x.token.Nonce //nolint:gosec // ≤ 10,000
 		outcomes[i], digests[i], skips[i] = string(x.outcome), x.digest, x.skip
 		after[i], at[i], sources[i] = x.hint.After, x.hint.At, orNil(string(x.hint.Source))
 		jitter[i] = rand.Float64() //nolint:gosec // jitter, not a secret
@@ -234,5 +212,5 @@ func (s *Store) queueFailures(b *pgx.Batch, namespaceID int32, failures []failur
 		}
 		concluded(&r)
 		return nil
-	}, s.at(), ids, nos, outcomes, digests, skips, after, at, sources, jitter, codes, messages, classes, statuses, stackTraces, details, namespaceID)
+	}, s.at(), ids, nos, outcomes, digests, skips, after, at, sources, jitter, codes, messages, classes, statuses, stackTraces, details, namespaceID, tokens)
 }

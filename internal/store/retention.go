@@ -25,7 +25,7 @@ type Retained struct {
 	DaysDropped       int
 	TasksPurged       int
 	KeysForgotten     int64
-	SessionsForgotten int64
+	SessionsForgotten int
 	// Busy says that traffic was in the way of a drop, which the next round tries again.
 	Busy bool
 }
@@ -89,24 +89,29 @@ func (s *Store) Retain(ctx context.Context, r Retention) (done Retained, err err
 			return done, err
 		}
 	}
-	if done.KeysForgotten, err = s.deleteAll(ctx, "drop_submit_keys", s.at()); err != nil {
-		return done, err
+	for {
+		tag, err := s.Cold.Exec(ctx, sqlText("drop_submit_keys"), s.at(), rowBatch)
+		if err != nil {
+			return done, err
+		}
+		done.KeysForgotten += tag.RowsAffected()
+		if tag.RowsAffected() < rowBatch {
+			break
+		}
+	}
+	if r.Tasks == 0 || r.History == 0 {
+		return done, nil
 	}
 	// As long as a task or a day of history is kept, so are the workers that they name.
-	if r.Tasks > 0 && r.History > 0 {
-		ended := now.Add(-max(r.Tasks, r.History))
-		done.SessionsForgotten, err = s.deleteAll(ctx, "drop_sessions", &ended)
-	}
-	return done, err
-}
-
-// deleteAll runs a statement that deletes rows as of an instant, $1, up to as many at a time as its $2 says.
-func (s *Store) deleteAll(ctx context.Context, name string, as *time.Time) (deleted int64, err error) {
+	ended := now.Add(-max(r.Tasks, r.History))
 	for {
-		tag, err := s.Cold.Exec(ctx, sqlText(name), as, rowBatch)
-		deleted += tag.RowsAffected()
-		if err != nil || tag.RowsAffected() < rowBatch {
-			return deleted, err
+		var forgotten int
+		if err := s.Cold.QueryRow(ctx, sqlText("drop_sessions"), ended, rowBatch, s.at()).Scan(&forgotten); err != nil {
+			return done, err
+		}
+		done.SessionsForgotten += forgotten
+		if forgotten < rowBatch {
+			return done, nil
 		}
 	}
 }

@@ -172,6 +172,7 @@ func TestWorkerSessionsAreKeptAsLongAsWhatNamesThem(t *testing.T) {
 	equal(w, "kept for ever", w.retain(store.Retention{}).SessionsForgotten, 0)
 	equal(w, "forgotten", w.retain(week).SessionsForgotten, 2)
 	equal(w, "sessions", sessions(), before-2)
+	equal(w, "record of it", value[int](w, "select count(*) from history where kind = 'retention' and reason = 'worker_session'"), 1)
 }
 
 func TestNumbersMoveOnWithoutHandingOneOutTwice(t *testing.T) {

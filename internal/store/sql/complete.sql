@@ -1,18 +1,23 @@
--- Concludes successful runs whose leases this transaction holds (lock_leases.sql), and wakes what waited for them.
--- Safe because the lease rows are locked; step_end's key is the last guard against recording twice.
+-- Concludes successful runs under their tokens, and wakes what waited for them. A token whose lease is gone is passed by.
+-- Safe because a lease row is locked before it is moved, and step_end's key is the last guard against recording twice.
+--
+-- A heartbeat may update a lease between this statement's snapshot and its lock. The lock then holds the new version, which
+-- the snapshot cannot delete: must_move() sees that fewer rows went than were locked, and the transaction is undone and run
+-- again. Arguments come sorted by (task_id, step_no): the lock order.
 --
 -- An arrival at a join is a row RETURNED by the insert into step_end. Counters are bumped in one order, root stripes
 -- after all others; the arrival that closes one sees it, since concurrent arrivals queue on the counter's row.
--- $1 at timestamptz (null: the clock), $2 task_id bigint[], $3 step_no int[], $4 digest bytea[], $5 results text[],
--- $6 namespace_id int
+-- $1 at timestamptz (null: the clock), $2 task_id bigint[], $3 step_no int[], $4 token uuid[], $5 digest bytea[],
+-- $6 results text[], $7 namespace_id int
 with locked as materialized (
   select l.*, report.digest, report.results, coalesce($1, clock_timestamp()) as ended_at
-  from unnest($2::bigint[], $3::int[], $4::bytea[], $5::text[]) as report (task_id, step_no, digest, results)
+  from unnest($2::bigint[], $3::int[], $4::uuid[], $5::bytea[], $6::text[]) as report (task_id, step_no, token, digest, results)
   cross join lateral (
     select lease.ctid as tid, lease.*
     from lease
-    where lease.task_id = report.task_id and lease.step_no = report.step_no
-    limit 1
+    where lease.task_id = report.task_id and lease.step_no = report.step_no and lease.token = report.token
+    limit 1                                    -- one possible plan: a look-up per token
+    for update
   ) l
 ),
 gone as (
@@ -25,10 +30,10 @@ ended as (
   select task_id, step_no, 'complete', attempts + 1, failures, dispatches, lost_leases, epoch, event_no + 1, session_id,
     token, digest, coalesce(confirmed_at, granted_at), ended_at, results
   from locked
-  returning task_id, step_no, ended_at
+  returning task_id, step_no, ended_at, attempts, dispatches, lost_leases, epoch
 ),
 parent as materialized (
-  select e.task_id, e.step_no, e.ended_at, s.retry_limit, s.children, s.join_children, s.join_stripe, s.join_need
+  select e.*, s.retry_limit, s.children, s.join_children, s.join_stripe, s.join_need
   from ended e
   cross join lateral (
     select step.retry_limit, step.children, step.join_children, step.join_stripe, step.join_need
@@ -85,27 +90,29 @@ woken as (
 recorded as (
   insert into history (recorded_at, namespace_id, kind, outcome, task_ids, step_nos, event_nos, dispatches, epochs,
     session_ids, attempts, failures, lost_leases)
-  select max(ended_at), $6, 'concluded', 'success', array_agg(task_id), array_agg(step_no), array_agg(event_no + 1),
+  select max(ended_at), $7, 'concluded', 'success', array_agg(task_id), array_agg(step_no), array_agg(event_no + 1),
     array_agg(dispatches), array_agg(epoch), array_agg(session_id), array_agg(attempts + 1), array_agg(failures),
     array_agg(lost_leases)
   from locked having count(*) > 0
 ),
 recorded_end as (
   insert into history (recorded_at, namespace_id, kind, task_ids, states)
-  select coalesce($1, clock_timestamp()), $6, 'task_ended', array_agg(task_id), array_agg('complete'::text)
+  select coalesce($1, clock_timestamp()), $7, 'task_ended', array_agg(task_id), array_agg('complete'::text)
   from finished having count(*) > 0
 )
 select 'gone' as what, null::bigint as task_id, null::int as step_no, null::int as lane_id, null::bigint as seq,
-  must_move(count(*), cardinality($2::bigint[])) as count, null::timestamptz as ended_at from gone
+  must_move(count(*), (select count(*)::int from locked)) as count, null::timestamptz as ended_at, null::int as attempts,
+  null::int as dispatches, null::int as lost_leases, null::int as epoch
+from gone
 union all
 -- count is the step's retry_limit here
-select 'ended', task_id, step_no, null, null, retry_limit, ended_at from parent
+select 'ended', task_id, step_no, null, null, retry_limit, ended_at, attempts, dispatches, lost_leases, epoch from parent
 union all
-select 'woken', null, null, lane_id, min(seq), count(*)::int, null from woken group by lane_id
-union all
-select 'finished', task_id, null, null, null, 1, null from finished
+select 'woken', null, null, lane_id, min(seq), count(*)::int, null, null, null, null, null from woken group by lane_id
 union all
 -- a task with a parked step may have come to its end in error by this
-select distinct 'settle', e.task_id, null::int, null::int, null::bigint, 1, null::timestamptz
+select distinct 'settle', e.task_id, null::int, null::int, null::bigint, 1, null::timestamptz, null::int, null::int, null::int, null::int
 from ended e
 cross join lateral (select parked.task_id from parked where parked.task_id = e.task_id limit 1) p
+-- nothing is parked most of the time: then no step pays for the look
+where exists (select from parked)

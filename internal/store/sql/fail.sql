@@ -1,5 +1,6 @@
--- Concludes failed runs whose leases this transaction holds: the step waits in backoff, or is parked for good.
--- Safe because the lease rows are locked; step_failure's key is the last guard against recording twice.
+-- Concludes failed runs under their tokens: the step waits in backoff, or is parked for good. A token whose lease is gone is
+-- passed by. Safe as complete.sql is: locked before moved, all that was locked or nothing; step_failure's key is the last
+-- guard against recording twice. Arguments come sorted by (task_id, step_no): the lock order.
 --
 --   counted    every failure, unless it asked not to be (at most 100 times in a row)
 --   parked     permanent | the step is not retryable | its code is listed | attempts = retry_limit | past its deadline
@@ -9,7 +10,7 @@
 -- $1 at timestamptz, $2 task_id bigint[], $3 step_no int[], $4 outcome text[], $5 digest bytea[] (null: by the server),
 -- $6 skip boolean[], $7 hint_after interval[], $8 hint_at timestamptz[], $9 delay_source text[], $10 jitter float8[] in [0, 1),
 -- $11 error_code text[], $12 message text[], $13 error_class text[], $14 http_status int[], $15 stack_trace text[],
--- $16 details text[], $17 namespace_id int
+-- $16 details text[], $17 namespace_id int, $18 token uuid[]
 with locked as materialized (
   select l.*, report.outcome::dispatch_outcome as outcome, report.digest, report.hint_after, report.hint_at,
     report.delay_source::delay_source as delay_source, report.jitter, report.error_code, report.message,
@@ -19,14 +20,15 @@ with locked as materialized (
     not (report.skip and l.skipped < 100) as counted,
     coalesce($1, clock_timestamp()) as ended_at
   from unnest($2::bigint[], $3::int[], $4::text[], $5::bytea[], $6::boolean[], $7::interval[], $8::timestamptz[], $9::text[],
-    $10::float8[], $11::text[], $12::text[], $13::text[], $14::int[], $15::text[], $16::text[])
+    $10::float8[], $11::text[], $12::text[], $13::text[], $14::int[], $15::text[], $16::text[], $18::uuid[])
     as report (task_id, step_no, outcome, digest, skip, hint_after, hint_at, delay_source, jitter, error_code, message,
-      error_class, http_status, stack_trace, details)
+      error_class, http_status, stack_trace, details, token)
   cross join lateral (
     select lease.ctid as tid, lease.*
     from lease
-    where lease.task_id = report.task_id and lease.step_no = report.step_no
+    where lease.task_id = report.task_id and lease.step_no = report.step_no and lease.token = report.token
     limit 1
+    for update
   ) l
   cross join lateral (
     select step.retry_limit, step.retryable, step.non_retryable_codes, step.backoff_initial, step.backoff_multiplier,
@@ -123,7 +125,7 @@ recorded as (
     array_agg(base_delay), array_agg(jitter_delay), array_agg(next_retry_at), array_agg(error_code)
   from concluded group by outcome
 )
-select must_move((select count(*) from gone), cardinality($2::bigint[])) as moved,
+select must_move((select count(*) from gone), (select count(*)::int from locked)) as moved,
   task_id, step_no, lane_id, dispatches, epoch, attempts_after, failures_after, retry_limit, lost_leases,
   park::text as park, ended_at, next_retry_at, base_delay + jitter_delay as applied_delay, source::text as delay_source, clamped, error_code
 from concluded
