@@ -258,10 +258,22 @@ func (s *Store) queueSubmit(b *pgx.Batch, namespaceID int32, tasks []*NewTask, c
 		w.Seq = deref(seq)
 		change.Wake = append(change.Wake, w)
 		return err
-	}, s.at(), namespaceID, r.id, r.name, r.templateName, r.templateVer, r.context, r.labels, r.stepCount, r.notBefore, r.deadline, r.trace,
-		r.createdBy, r.stepTask, r.stepNo, r.lane, r.stepName, r.retryLimit, r.retryable, r.maxLost, r.parents, r.children, r.joins,
-		r.joinStripes, r.joinNeed, r.initial, r.multiplier, r.maximum, r.jitter, r.maxRetryAfter, r.lease, r.runTimeout, r.maxElapsed,
-		r.nonRetryable, r.handlerConfig, r.stepNotBefore)
+	}, s.at(), namespaceID, r.id, r.name, ifAny(r.templateName), ifAny(r.templateVer), r.context, ifAny(r.labels), r.stepCount,
+		ifAny(r.notBefore), ifAny(r.deadline), ifAny(r.trace), r.createdBy, r.stepTask, r.stepNo, r.lane, r.stepName, r.retryLimit,
+		r.retryable, r.maxLost, ifAny(r.parents), ifAny(r.children), ifAny(r.joins), ifAny(r.joinStripes), ifAny(r.joinNeed),
+		ifAny(r.initial), ifAny(r.multiplier), ifAny(r.maximum), ifAny(r.jitter), ifAny(r.maxRetryAfter), ifAny(r.lease),
+		ifAny(r.runTimeout), ifAny(r.maxElapsed), ifAny(r.nonRetryable), ifAny(r.handlerConfig), ifAny(r.stepNotBefore))
+}
+
+// ifAny is an array argument of which most calls use no element: an array of NULLs costs as much as one of values, and none
+// at all, which unnest pads with NULLs, costs nothing.
+func ifAny[T any](column []*T) []*T {
+	for _, v := range column {
+		if v != nil {
+			return column
+		}
+	}
+	return nil
 }
 
 func (r *submitRows) addTask(t *NewTask) {
