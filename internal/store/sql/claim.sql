@@ -91,6 +91,18 @@ recorded as (
     array_agg(dispatches + 1), array_agg(epoch), array_agg(session_id)
   from granted having count(*) > 0
 )
+-- Most steps have no parents and run for the first time: they are spared the looks for what they cannot have.
+select g.lane_id, g.seq, g.session_id, g.token, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at,
+  g.delivery_timeout, g.lease_duration, g.run_timeout,
+  least(g.deadline, coalesce(g.first_started_at, g.granted_at) + g.max_elapsed) as stop_at,
+  g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context,
+  null::int as parent_count, null::text[] as names, null::text[] as results, null::text as checkpoint,
+  null::int as failed_dispatch, null::text as failed_outcome, null::int as failed_attempt, null::timestamptz as failed_at,
+  null::text as error_code, null::text as message, null::text as error_class, null::int as http_status, null::text as stack_trace,
+  null::text as details
+from granted g
+where g.parents is null and g.dispatches = 0
+union all
 select g.lane_id, g.seq, g.session_id, g.token, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at,
   g.delivery_timeout, g.lease_duration, g.run_timeout,
   least(g.deadline, coalesce(g.first_started_at, g.granted_at) + g.max_elapsed) as stop_at,
@@ -126,3 +138,4 @@ left join lateral (
   order by step_failure.dispatch desc
   limit 1
 ) f on true
+where g.parents is not null or g.dispatches > 0
