@@ -47,6 +47,18 @@ func Check(m proto.Message) error {
 	return r.check(m)
 }
 
+// Obvious tells whether a message keeps the rules at a glance.
+func Obvious(m proto.Message) bool { return obvious(m) }
+
+// Judge gives a check that goes through all rules of a message.
+func Judge() (func(proto.Message) error, error) {
+	r, err := compileRules()
+	if err != nil {
+		return nil, err
+	}
+	return r.judge, nil
+}
+
 // Report decodes a report.
 func Report(req *pb.ReportStepResultRequest) (task.Report, error) { return report(req) }
 

@@ -41,6 +41,14 @@ func compileRules() (*rules, error) {
 
 // check finds every field of a message that breaks its rule.
 func (r *rules) check(m proto.Message) error {
+	if obvious(m) {
+		return nil
+	}
+	return r.judge(m)
+}
+
+// judge goes through the rules.
+func (r *rules) judge(m proto.Message) error {
 	if mark := undecoded(m); mark != "" {
 		return task.Invalid("request", "cannot be read as %s: %s", m.ProtoReflect().Descriptor().FullName(), mark)
 	}
