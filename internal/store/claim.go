@@ -76,12 +76,10 @@ func (s *Store) queueClaim(b *pgx.Batch, namespaceID int32, claim *Claim, grants
 		delivery, beats = append(delivery, f.DeliveryTimeout), append(beats, f.Beats)
 	}
 	tokens := nonces(len(slots))
-	each(b, "claim", func(rows pgx.Rows) error {
-		g, err := scanGrant(rows, namespaceID)
-		if err == nil {
-			*grants = append(*grants, g)
-		}
-		return err
+	last := &task.ReadyStep{}
+	eachRow(b, "claim", func(c *columns) {
+		g := readGrant(c, namespaceID, last)
+		*grants, last = append(*grants, g), g.Step
 	}, s.at(), lanes, after, wanted, offsets, slots, tokens, sessions, epochs, delivery, beats, namespaceID)
 }
 
@@ -94,52 +92,41 @@ func nonces(n int) [][16]byte {
 	return tokens
 }
 
-func scanGrant(rows pgx.Rows, namespaceID int32) (Grant, error) {
-	var (
-		g                                          Grant
-		r                                          task.ReadyStep
-		nonce                                      [16]byte
-		taskID                                     int64
-		attempts, dispatch                         int
-		runTimeout                                 *time.Duration
-		handlerConfig, trace, checkpoint           *string
-		parents                                    *int
-		names, results                             []string
-		failedDispatch, failedAttempt, httpStatus  *int
-		failedOutcome                              *string
-		failedAt                                   *time.Time
-		code, message, class, stackTrace, detailed *string
-	)
-	err := rows.Scan(&g.LaneID, &g.Seq, &g.SessionID, &nonce, &taskID, &r.StepNo, &attempts, &dispatch, &r.GrantedAt,
-		&r.DeliveryTimeout, &r.LeaseDuration, &runTimeout, &r.Deadline,
-		&r.StepName, &r.RetryLimit, &handlerConfig, &r.TaskName, &r.Context, &r.Labels, &trace,
-		&parents, &names, &results, &checkpoint,
-		&failedDispatch, &failedOutcome, &failedAttempt, &failedAt, &code, &message, &class, &httpStatus, &stackTrace, &detailed)
-	if err != nil {
-		return Grant{}, err
+// readGrant reads a row of claim.sql. last is the step of the row before, with which it may share its texts.
+func readGrant(c *columns, namespaceID int32, last *task.ReadyStep) (g Grant) {
+	r := &task.ReadyStep{}
+	g.Step, g.LaneID = r, c.int32()
+	if c.isNull() {
+		c.at++
+	} else {
+		seq := c.int64()
+		g.Seq = &seq
 	}
-	r.Task = task.ID(taskID)
-	r.Token = task.Token{NamespaceID: namespaceID, Step: r.Task.Step(r.StepNo), Dispatch: int32(dispatch), SessionID: g.SessionID, Nonce: nonce} //nolint:gosec // an int column
-	r.Attempt, r.Dispatch = attempts+1, dispatch
+	g.SessionID = c.int32()
+	r.Token = task.Token{NamespaceID: namespaceID, SessionID: g.SessionID, Nonce: c.uuid()}
+	r.Task, r.StepNo = task.ID(c.int64()), c.int()
+	r.Attempt, r.Dispatch = c.int()+1, c.int()
+	r.Token.Step, r.Token.Dispatch = r.Task.Step(r.StepNo), int32(r.Dispatch) //nolint:gosec // an int column
+	r.GrantedAt = c.time()
+	r.DeliveryTimeout, r.LeaseDuration, r.RunTimeout, r.Deadline = c.duration(), c.duration(), c.duration(), c.timeOrNil()
 	r.LeaseExpiresAt = r.GrantedAt.Add(r.DeliveryTimeout)
 	r.HeartbeatBy = r.LeaseDuration / 3
-	r.RunTimeout = deref(runTimeout)
-	r.HandlerConfig, r.TraceContext, r.Checkpoint = orEmptyObject(handlerConfig), deref(trace), deref(checkpoint)
-	g.Parents = deref(parents)
+	r.StepName, r.RetryLimit = c.text(last.StepName), c.int()
+	r.HandlerConfig = orEmptyObject(c.text(last.HandlerConfig))
+	r.TaskName, r.Context, r.Labels, r.TraceContext = c.text(last.TaskName), c.text(last.Context), c.texts(), c.text(last.TraceContext)
+	g.Parents = c.int()
+	names, results := c.texts(), c.texts()
 	for i := range names {
 		r.Dependencies = append(r.Dependencies, task.DependencyResult{Name: names[i], Results: results[i]})
 	}
-	if failedDispatch != nil {
-		r.PreviousFailure = &task.PreviousFailure{
-			Failure: task.Failure{
-				ErrorCode: deref(code), Message: deref(message), ErrorClass: deref(class), HTTPStatus: deref(httpStatus),
-				StackTrace: deref(stackTrace), Details: deref(detailed),
-			},
-			Outcome: task.Outcome(deref(failedOutcome)), Dispatch: *failedDispatch, Attempt: deref(failedAttempt), EndedAt: deref(failedAt),
-		}
+	r.Checkpoint = c.text("")
+	if !c.isNull() {
+		p := &task.PreviousFailure{Dispatch: c.int(), Outcome: task.Outcome(c.text("")), Attempt: c.int(), EndedAt: c.time()}
+		p.ErrorCode, p.Message, p.ErrorClass, p.HTTPStatus = c.text(""), c.text(""), c.text(""), c.int()
+		p.StackTrace, p.Details = c.text(""), c.text("")
+		r.PreviousFailure = p
 	}
-	g.Step = &r
-	return g, nil
+	return g
 }
 
 func deref[T any](p *T) (v T) {
@@ -157,11 +144,11 @@ func orNil(s string) *string {
 	return &s
 }
 
-func orEmptyObject(s *string) string {
-	if s == nil {
+func orEmptyObject(s string) string {
+	if s == "" {
 		return "{}"
 	}
-	return *s
+	return s
 }
 
 // DependencyResults reads results of a step's parents, in the order of their numbers: those after afterNo.

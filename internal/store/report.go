@@ -98,34 +98,23 @@ func (s *Store) queueComplete(b *pgx.Batch, namespaceID int32, reports []task.Re
 		digests[k], results[k] = r.Digest[:16], r.Results
 		at[stepKey{ids[k], r.Token.Step.No()}] = i
 	}
-	each(b, "complete", func(rows pgx.Rows) error {
-		var (
-			what                                    string
-			taskID, seq                             *int64
-			stepNo                                  *int
-			laneID                                  *int32
-			count                                   int
-			endedAt                                 *time.Time
-			attempts, dispatches, lostLeases, epoch *int
-		)
-		if err := rows.Scan(&what, &taskID, &stepNo, &laneID, &seq, &count, &endedAt, &attempts, &dispatches, &lostLeases, &epoch); err != nil {
-			return err
-		}
+	eachRow(b, "complete", func(c *columns) {
+		what := c.text("ended")
+		id, stepNo, laneID, seq, count := task.ID(c.int64()), c.int(), c.int32(), c.int64(), c.int()
 		switch what {
 		case "ended":
-			i := at[stepKey{*taskID, *stepNo}]
+			i := at[stepKey{int64(id), stepNo}]
 			f.Answers[i].Reported = &task.Reported{
-				Step: reports[i].Token.Step, State: task.StepComplete, Attempts: *attempts, Dispatches: *dispatches,
-				LostLeases: *lostLeases, Epoch: *epoch, RecordedAt: *endedAt, RetryLimit: count,
+				Step: reports[i].Token.Step, State: task.StepComplete, RetryLimit: count, RecordedAt: c.time(), Attempts: c.int(),
+				Dispatches: c.int(), LostLeases: c.int(), Epoch: c.int(),
 			}
 			f.Change.Freed = append(f.Change.Freed, reports[i].Token)
-			f.Change.Tasks = append(f.Change.Tasks, task.ID(*taskID))
+			f.Change.Tasks = append(f.Change.Tasks, id)
 		case "settle":
-			f.Change.Settle = append(f.Change.Settle, task.ID(*taskID))
+			f.Change.Settle = append(f.Change.Settle, id)
 		case "woken":
-			f.Change.Wake = append(f.Change.Wake, Wake{LaneID: *laneID, Seq: *seq, Count: count})
+			f.Change.Wake = append(f.Change.Wake, Wake{LaneID: laneID, Seq: seq, Count: count})
 		}
-		return nil
 	}, s.at(), ids, nos, tokens, digests, results, namespaceID)
 }
 
