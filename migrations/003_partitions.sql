@@ -1,13 +1,14 @@
--- Task partitions are cut by task number, 2^20 numbers each, so that any look-up by id prunes to one. The server makes
--- the next ones ahead of time and moves the sequence to a fresh one once a day, which lets retention drop whole days.
+-- Task partitions are cut by task number, 2^28 numbers each, so that any look-up by id prunes to one. There are few of them,
+-- since a statement that looks for tasks by id prepares to look into each. The server makes
+-- the next one ahead of time and moves the sequence to a fresh one once a week, which lets retention drop whole weeks.
 -- The runtime role has no DDL: it calls these functions, which run with their owner's rights.
 
 create function ensure_task_partitions(from_number bigint, partition_count int) returns int
 language plpgsql security definer set search_path from current
 as $$
 declare
-  width constant bigint := 1::bigint << 34;    -- 2^20 numbers << 14
-  first_id bigint := (from_number >> 20) * width;
+  width constant bigint := 1::bigint << 42;    -- 2^28 numbers << 14
+  first_id bigint := (from_number >> 28) * width;
   parent text;
   made int := 0;
 begin

@@ -30,13 +30,13 @@ begin
   -- Locks out nextval until commit, so that no number handed out meanwhile is handed out again.
   alter sequence task_number_seq no cycle;
   select last_value into last_number from task_number_seq;
-  if last_number >> 20 <= (select max(first_number) >> 20 from partition_roll)
+  if last_number >> 28 <= (select max(first_number) >> 28 from partition_roll)
      and not exists (
-       select from task where task_id >= ((shard::bigint << 40 | (last_number >> 20 << 20)) << 14)
+       select from task where task_id >= ((shard::bigint << 40 | (last_number >> 28 << 28)) << 14)
      ) then
     return null;                               -- nothing was submitted since: the current partition is still fresh
   end if;
-  next_number := ((last_number >> 20) + 1) << 20;
+  next_number := ((last_number >> 28) + 1) << 28;
   perform ensure_task_partitions((shard::bigint << 40) | next_number, 2);
   execute format('alter sequence task_number_seq restart with %s', next_number);
   insert into partition_roll (first_number, rolled_at) values (next_number, clock_timestamp());
@@ -51,8 +51,8 @@ language plpgsql security definer set search_path from current
 as $$
 declare
   parents constant text[] := array['task', 'task_end', 'step', 'step_end', 'step_failure', 'late_report', 'join_wait', 'checkpoint'];
-  first_id constant bigint := part << 34;
-  end_id constant bigint := (part + 1) << 34;
+  first_id constant bigint := part << 42;
+  end_id constant bigint := (part + 1) << 42;
   is_kept boolean;
   parent text;
 begin
@@ -61,7 +61,7 @@ begin
   end if;
   -- Servers take numbers in blocks and use them up later, so the partitions that numbers come from now, and came from
   -- until lately, are out of reach however empty they are.
-  if (part & ((1 << 20) - 1)) >= (select (last_value >> 20) - 1 from task_number_seq) then
+  if (part & ((1 << 12) - 1)) >= (select (last_value >> 28) - 1 from task_number_seq) then
     return false;
   end if;
   perform set_config('lock_timeout', '100ms', true);
@@ -89,7 +89,7 @@ begin
 end
 $$;
 comment on function drop_task_partition(bigint, timestamptz) is
-  'Drops partition part (task_id >> 34) with all that belongs to it, if every task in it ended before the given instant. Returns whether it did. 55P03: traffic is in the way, try later.';
+  'Drops partition part (task_id >> 42) with all that belongs to it, if every task in it ended before the given instant. Returns whether it did. 55P03: traffic is in the way, try later.';
 
 create function drop_history_partition(day date) returns boolean
 language plpgsql security definer set search_path from current

@@ -56,7 +56,7 @@ func Default() Config {
 		HotConnections:    8,
 		Notify:            true,
 		Retention:         30 * 24 * time.Hour,
-		PartitionInterval: 24 * time.Hour,
+		PartitionInterval: 7 * 24 * time.Hour,
 		CallTimeout:       30 * time.Second,
 		ShutdownTimeout:   maxShutdown,
 		ConnectionAge:     30 * time.Minute,

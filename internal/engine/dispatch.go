@@ -15,6 +15,7 @@ import (
 const (
 	maxBatch = 1000 // reports
 	maxClaim = 500  // steps
+	minClaim = 16   // steps that a claim has room for, however few the last one found
 	maxLanes = 64   // lanes of a claim
 )
 
@@ -164,7 +165,7 @@ func (h *hub) plan(f *flush) {
 		return
 	}
 	restore := h.anticipate(f.reports)
-	perLane := h.fillSlots(len(f.reports) > 0)
+	perLane := h.fillSlots(len(f.reports) > 0, max(h.claimRoom, min(2*len(f.reports), maxClaim)))
 	restore()
 	if len(perLane) == 0 {
 		return
@@ -226,7 +227,7 @@ type laneSlots struct {
 
 // fillSlots needs h.mu. It hands out slots one by one: handlers take turns, a handler's lanes by their weights, and its
 // sessions take turns, each as far as it has room.
-func (h *hub) fillSlots(all bool) []laneSlots {
+func (h *hub) fillSlots(all bool, most int) []laneSlots {
 	var (
 		open  []*handler
 		last  *handler
@@ -243,8 +244,10 @@ func (h *hub) fillSlots(all bool) []laneSlots {
 			}
 		}
 	}
-	for slots := 0; slots < maxClaim && len(open) > 0; {
-		for i := 0; i < len(open) && slots < maxClaim; {
+	// Room for each of them, whoever has work: what a report wakes may stand in any.
+	most = min(max(most, 4*len(open)), maxClaim)
+	for slots := 0; slots < most && len(open) > 0; {
+		for i := 0; i < len(open) && slots < most; {
 			x := open[i]
 			s := x.turn()
 			if s == nil {
@@ -390,6 +393,8 @@ func (h *hub) release(f *flush, grants []store.Grant) {
 			fromBackoff[g.LaneID]++
 		}
 	}
+	// Each slot costs a token, drawn and sent, whether a step takes it or not: there are about twice as many as were needed.
+	h.claimRoom = min(max(2*len(grants), minClaim), maxClaim)
 	now := time.Now()
 	for i := range f.lanes {
 		x := &f.lanes[i]

@@ -32,7 +32,7 @@ type Config struct {
 	// Listen opens a connection for LISTEN and one for NOTIFY; nil works without, slower.
 	Listen            func(ctx context.Context) (*pgx.Conn, error)
 	Retention         time.Duration // age of ended tasks that are dropped; 0 keeps them for ever
-	PartitionInterval time.Duration // how often a fresh task partition is begun; 0: a day
+	PartitionInterval time.Duration // how often a fresh task partition is begun; 0: a week
 	MaxWaiting        int           // calls that may wait for a batch; 0: 10,000
 	MaxStreams        int           // open streams, waiting polls and watches, each, of a namespace; 0: 10,000
 }
@@ -77,7 +77,7 @@ func New(st *store.Store, c Config) *Engine {
 		c.MaxStreams = 10_000
 	}
 	if c.PartitionInterval == 0 {
-		c.PartitionInterval = 24 * time.Hour
+		c.PartitionInterval = 7 * 24 * time.Hour
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

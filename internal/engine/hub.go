@@ -29,6 +29,8 @@ type hub struct {
 	handlers map[string]*handler
 	ring     []*handler // round-robin over handlers
 	ringAt   int
+	// claimRoom is how many steps the next claim has room for.
+	claimRoom int
 
 	reports []*pendingReport
 	submits []*pendingSubmit
@@ -70,7 +72,7 @@ var weights = [4]int{8, 4, 2, 1}
 const fullLookEvery = 250 * time.Millisecond
 
 func newHub(e *Engine, id int32, draining bool) *hub {
-	h := &hub{e: e, id: id, draining: draining, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}}
+	h := &hub{e: e, id: id, draining: draining, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}, claimRoom: minClaim}
 	h.work, h.stored = sync.NewCond(&h.mu), sync.NewCond(&h.mu)
 	for range flushers {
 		e.workers.Go(h.flushLoop)

@@ -98,7 +98,7 @@ func TestALookUpByIDPrunesToOnePartition(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, table := range []string{"task", "step", "step_end", "step_failure", "task_end", "join_wait", "checkpoint", "late_report"} {
-		rows, err := conn.Query(t.Context(), fmt.Sprintf("explain (costs off) select * from %s where task_id = (3::bigint << 34) + 16384", table))
+		rows, err := conn.Query(t.Context(), fmt.Sprintf("explain (costs off) select * from %s where task_id = (3::bigint << 42) + 16384", table))
 		if err != nil {
 			t.Fatal(err)
 		}

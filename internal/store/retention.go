@@ -15,7 +15,7 @@ type Retention struct {
 	Shard   int
 	Tasks   time.Duration // how long an ended task is kept; unended ones are kept for ever
 	History time.Duration // how long a day of history is kept; longer while a task that began in or before it is unfinished
-	Roll    time.Duration // how often task numbers move on to a fresh partition; 0: a day
+	Roll    time.Duration // how often task numbers move on to a fresh partition; 0: a week
 }
 
 // Retained is what one round of retention did.
@@ -32,7 +32,7 @@ type Retained struct {
 
 // How far ahead partitions are made, and how much is deleted at a time.
 const (
-	partitionsAhead = 3
+	partitionsAhead = 2
 	daysAhead       = 7
 	purgeBatch      = 500
 	rowBatch        = 10_000
@@ -70,7 +70,7 @@ func (s *Store) Retain(ctx context.Context, r Retention) (done Retained, err err
 	}
 	roll := r.Roll
 	if roll == 0 {
-		roll = 24 * time.Hour
+		roll = 7 * 24 * time.Hour
 	}
 	if _, err := s.Cold.Exec(ctx, "select roll_task_numbers($1, $2)", r.Shard, roll); err != nil {
 		return done, err

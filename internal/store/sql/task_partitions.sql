@@ -10,14 +10,14 @@ from (
 cross join lateral (
   select min(rolled_at) as left_at
   from partition_roll
-  where first_number >> 20 > parts.part & ((1 << 20) - 1)
+  where first_number >> 28 > parts.part & ((1 << 12) - 1)
 ) successor
 cross join lateral (
   select count(task.task_id) as tasks,
          count(*) filter (where task_end.task_id is null or task_end.ended_at >= $1) as kept
   from task
   left join task_end on task_end.task_id = task.task_id
-  where task.task_id >= parts.part << 34 and task.task_id < (parts.part + 1) << 34
+  where task.task_id >= parts.part << 42 and task.task_id < (parts.part + 1) << 42
 ) counted
 where parts.part is not null and successor.left_at < $1
 order by parts.part
