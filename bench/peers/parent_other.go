@@ -1,0 +1,7 @@
+//go:build !linux
+
+package peers
+
+import "syscall"
+
+func dieWithParent(*syscall.SysProcAttr) {}
