@@ -1,7 +1,0 @@
-//go:build !linux
-
-package peers
-
-import "syscall"
-
-func dieWithParent(*syscall.SysProcAttr) {}
