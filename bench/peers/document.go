@@ -26,30 +26,34 @@ type Document struct {
 type comparison struct {
 	what     string
 	of, with string // peers
-	figure   func(*turn) float64
-	bar      string
+	command  string // of which the figure is
+	figure   func(*measurement) float64
+	bar      string // empty: it is only told
 	met      func(ratio float64) bool
 }
 
-func drainRate(t *turn) float64 { return rate(t, drain) }
-func lifeRate(t *turn) float64  { return rate(t, life) }
-func lifeWAL(t *turn) float64   { return t.made[life].wal }
-
-func rate(t *turn, command string) float64 {
-	m := t.made[command]
-	return m.perSecond()
-}
+func logBytes(m *measurement) float64 { return m.wal }
 
 func ahead(ratio float64) bool { return ratio > 1 }
 
 // comparisons are the bars of B1 among peers.
 var comparisons = []comparison{
-	{"log bytes of a whole life, Tasker ÷ River", taskerName, riverName, lifeWAL, "≤ 0.7", func(r float64) bool { return r <= 0.7 }},
-	{"backlog worked off a second, Tasker ÷ River", taskerName, riverName, drainRate, "> 1", ahead},
-	{"backlog worked off a second, Tasker ÷ DBOS", taskerName, dbosName, drainRate, "> 1", ahead},
-	{"backlog worked off a second, Tasker ÷ pg-boss", taskerName, bossName, drainRate, "> 1", ahead},
-	{"backlog worked off a second, Tasker ÷ graphile-worker", taskerName, graphileName, drainRate, "≥ 0.6", func(r float64) bool { return r >= 0.6 }},
-	{"whole lives a second, Tasker ÷ the floor", taskerName, floorName, lifeRate, "≥ 0.6", func(r float64) bool { return r >= 0.6 }},
+	{"log bytes of a whole life, Tasker ÷ River", taskerName, riverName, life, logBytes, "≤ 0.7", func(r float64) bool { return r <= 0.7 }},
+	{"backlog worked off a second, Tasker ÷ River", taskerName, riverName, drain, (*measurement).perSecond, "> 1", ahead},
+	{"backlog worked off a second, Tasker ÷ DBOS", taskerName, dbosName, drain, (*measurement).perSecond, "> 1", ahead},
+	{"backlog worked off a second, Tasker ÷ pg-boss", taskerName, bossName, drain, (*measurement).perSecond, "> 1", ahead},
+	{
+		"backlog worked off a second, Tasker ÷ graphile-worker", taskerName, graphileName, drain, (*measurement).perSecond,
+		"≥ 0.6", func(r float64) bool { return r >= 0.6 },
+	},
+	{
+		"whole lives a second, Tasker ÷ the floor", taskerName, floorName, life, (*measurement).perSecond,
+		"≥ 0.6", func(r float64) bool { return r >= 0.6 },
+	},
+	{"whole lives a second, Tasker ÷ River", taskerName, riverName, life, (*measurement).perSecond, "", nil},
+	{"whole lives a second, Tasker ÷ DBOS", taskerName, dbosName, life, (*measurement).perSecond, "", nil},
+	{"whole lives a second, Tasker ÷ pg-boss", taskerName, bossName, life, (*measurement).perSecond, "", nil},
+	{"whole lives a second, Tasker ÷ graphile-worker", taskerName, graphileName, life, (*measurement).perSecond, "", nil},
 }
 
 // Write prints the page.
@@ -176,14 +180,22 @@ func (d *Document) writeComparisons(b *strings.Builder) {
 			continue
 		}
 		var ratios []float64
+		mark := ""
 		for i := range ours {
-			ratios = append(ratios, c.figure(ours[i])/c.figure(theirs[i]))
+			a, b := ours[i].made[c.command], theirs[i].made[c.command]
+			ratios = append(ratios, c.figure(&a)/c.figure(&b))
+			if a.disturbed() || b.disturbed() {
+				mark = " †"
+			}
 		}
-		met := "no"
-		if c.met(median(ratios)) {
+		bar, met := c.bar, "no"
+		switch {
+		case bar == "":
+			bar, met = "–", "–"
+		case c.met(median(ratios)):
 			met = "yes"
 		}
-		fmt.Fprintf(&rows, "| %s | %s | %s | %s |\n", c.what, between(ratios, milli), c.bar, met)
+		fmt.Fprintf(&rows, "| %s | %s%s | %s | %s |\n", c.what, between(ratios, milli), mark, bar, met)
 	}
 	if rows.Len() > 0 {
 		b.WriteString("## Ratios\n\nEach is taken within a round; then the median of the rounds, and in brackets the least and the greatest.\n\n" +

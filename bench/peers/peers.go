@@ -9,8 +9,8 @@
 //	command  what a peer's program is told, and one measurement; bench/peers/harness lists them
 //
 // What the programs answer is how long it took. What it cost is read here, the same way for all: log bytes and transactions
-// from Postgres, processor time from the system. So is what everything else on the machine used meanwhile: a turn during
-// which that was too much is repeated once, and the calmer of the two counts; what was disturbed even then is marked.
+// from Postgres, processor time from the system. So is what everything else on the machine used meanwhile: a turn in which
+// that was too much is repeated once, and of each measurement the calmer one counts; what was disturbed even then is marked.
 //
 // Figures of two runs never stand in one document: it is written whole, or not at all.
 package peers
@@ -121,7 +121,8 @@ func (r *run) all(ctx context.Context, chosen []*peer) (_ *Document, err error) 
 	return d, nil
 }
 
-// calmest has the peer take its turn, and another where the machine was not left alone.
+// calmest has the peer take its turn, and another where the machine was not left alone. Of each measurement the calmer one
+// counts.
 func (r *run) calmest(ctx context.Context, p *peer, round int) (*turn, error) {
 	t, err := r.turn(ctx, p, round, 0)
 	if err != nil || !t.disturbed() {
@@ -129,9 +130,10 @@ func (r *run) calmest(ctx context.Context, p *peer, round int) (*turn, error) {
 	}
 	r.Said(fmt.Sprintf("  %s was disturbed: once more", p.name))
 	again, err := r.turn(ctx, p, round, 1)
-	if err != nil || again.others() < t.others() {
-		return again, err
+	if err != nil {
+		return nil, err
 	}
+	t.calm(again)
 	return t, nil
 }
 

@@ -65,6 +65,18 @@ func (t *turn) disturbed() bool {
 	return false
 }
 
+// calm takes from another turn of the same round what was less disturbed there.
+func (t *turn) calm(again *turn) {
+	for command, m := range again.made {
+		if m.others < t.made[command].others {
+			t.made[command] = m
+			if t.peer.program == nil {
+				t.floors = again.floors
+			}
+		}
+	}
+}
+
 // others is how many cores everything else used over the turn.
 func (t *turn) others() float64 {
 	var cores, seconds float64
