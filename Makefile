@@ -4,18 +4,19 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# A Go that .ci/deps fetched because the machine had none that would do goes first.
-export PATH := $(CURDIR)/tmp/.go/bin:$(PATH):/usr/local/go/bin
+# A Go or Node.js that .ci/deps fetched because the machine had none that would do goes first.
+export PATH := $(CURDIR)/tmp/.go/bin:$(CURDIR)/tmp/.node/node_modules/.bin:$(PATH):/usr/local/go/bin
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -X main.version=$(VERSION)
 GOLANGCI_LINT := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 BUF := go tool buf
 
-# How long each fuzz target runs; what `make demo` and `make bench` hand to the program.
+# How long each fuzz target runs; what `make demo`, `make bench` and `make bench-peers` hand to the program.
 FUZZTIME ?= 10s
 DEMO_FLAGS ?=
 BENCH_FLAGS ?=
+PEERS_FLAGS ?=
 TEST_FLAGS ?=
 
 ##@ See it
@@ -27,6 +28,13 @@ demo: deps build ## Run the user registration workflow on failing services, kill
 .PHONY: bench
 bench: deps-go deps-postgres build ## Measure this machine: the server beside the bare statements, in one run
 	bin/tasker bench $(BENCH_FLAGS)
+
+# The peers are modules of their own, so that ours needs nothing of theirs. Ours may have moved on: -mod=mod lets theirs follow.
+.PHONY: bench-peers
+bench-peers: deps-go deps-postgres deps-node build ## Measure River, DBOS, graphile-worker and pg-boss beside us; write docs/benchmarks.md
+	go build -o bin/peers/ ./bench/peers/tasker ./bench/peers/cmd/peers
+	go -C bench/peers/go build -mod=mod -o $(CURDIR)/bin/peers/ ./river ./dbos
+	bin/peers/peers $(PEERS_FLAGS)
 
 ##@ Build
 
@@ -78,15 +86,15 @@ mutants: deps ## Break the code in the ways of test/mutants and see that the tes
 
 ##@ Keep house
 
-.PHONY: deps deps-go deps-cc deps-postgres deps-python deps-image
+.PHONY: deps deps-go deps-cc deps-postgres deps-python deps-node deps-image
 deps: ## Install what the targets need and the machine lacks: Go, a C compiler, PostgreSQL, Python packages
 	@.ci/deps go cc postgres python
-deps-go deps-cc deps-postgres deps-python deps-image:
+deps-go deps-cc deps-postgres deps-python deps-node deps-image:
 	@.ci/deps $(@:deps-%=%)
 
 .PHONY: clean
 clean: ## Remove what was built or fetched into this directory
-	rm -rf bin tmp .venv
+	rm -rf bin tmp .venv bench/peers/node/node_modules
 
 .PHONY: help
 help: ## List the targets
