@@ -19,10 +19,10 @@ begin
       if to_regclass(format('%I', parent || '_p' || ((first_id / width) + i))) is null then
         execute format('create table %I partition of %I for values from (%s) to (%s)',
           parent || '_p' || ((first_id / width) + i), parent, first_id + i * width, first_id + (i + 1) * width);
-        if parent in ('task', 'step', 'step_end') then
-          -- Visibility maps by volume of inserts; there is nothing dead to collect.
-          execute format('alter table %I set (autovacuum_vacuum_insert_scale_factor = 0.2)', parent || '_p' || ((first_id / width) + i));
-        end if;
+        -- What is only inserted has nothing dead to collect and is found by its key alone: it is looked at when it has grown by
+        -- half for its visibility map, and by as much as it held for its statistics, not every few seconds while it is young.
+        execute format('alter table %I set (autovacuum_vacuum_insert_threshold = 100000, autovacuum_vacuum_insert_scale_factor = 0.5,
+          autovacuum_analyze_threshold = 100000, autovacuum_analyze_scale_factor = 1)', parent || '_p' || ((first_id / width) + i));
         if parent in ('join_wait', 'checkpoint') then
           execute format('alter table %I set (fillfactor = 60)', parent || '_p' || ((first_id / width) + i));
         end if;
@@ -49,6 +49,9 @@ begin
       -- Days are UTC days, whatever the session's time zone.
       execute format('create table %I partition of history for values from (%L) to (%L)',
         'history_' || to_char(day, 'YYYYMMDD'), day::text || ' 00:00:00+00', (day + 1)::text || ' 00:00:00+00');
+      -- It is read whole, so its statistics decide nothing, and those of long arrays are the dearest of all.
+      execute format('alter table %I set (autovacuum_vacuum_insert_threshold = 100000, autovacuum_vacuum_insert_scale_factor = 0.5,
+        autovacuum_analyze_threshold = 2147483647, autovacuum_analyze_scale_factor = 0)', 'history_' || to_char(day, 'YYYYMMDD'));
       made := made + 1;
     end if;
   end loop;

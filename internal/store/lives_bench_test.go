@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"flag"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -114,11 +115,11 @@ type loop struct {
 }
 
 // flush reports what the loop holds, and claims as much anew if it is to.
-func (x *bench) flush(ctx context.Context, l *loop, claiming bool) error {
+func (x *bench) flush(ctx context.Context, l *loop, claiming bool, room int) error {
 	var claim *store.Claim
 	if claiming {
 		claim = &store.Claim{
-			Lanes:    []store.LaneWant{{LaneID: x.lane, After: l.cursor, Slots: slices.Repeat([]int32{x.session.SessionID}, benchBatch)}},
+			Lanes:    []store.LaneWant{{LaneID: x.lane, After: l.cursor, Slots: slices.Repeat([]int32{x.session.SessionID}, room)}},
 			Sessions: []store.SessionFence{x.session},
 		}
 	}
@@ -152,14 +153,14 @@ func BenchmarkVerbs(b *testing.B) {
 	cursor := int64(0)
 	each("claim", func() error {
 		l := loop{cursor: cursor}
-		err := x.flush(b.Context(), &l, true)
+		err := x.flush(b.Context(), &l, true, benchBatch)
 		granted, cursor = append(granted, l), l.cursor
 		return err
 	})
 	each("complete", func() error {
 		l := granted[0]
 		granted = granted[1:]
-		return x.flush(b.Context(), &l, false)
+		return x.flush(b.Context(), &l, false, 0)
 	})
 }
 
@@ -195,7 +196,7 @@ func BenchmarkLives(b *testing.B) {
 				var l loop
 				for ended.Load() < int64(b.N) || len(l.held) > 0 {
 					held := len(l.held)
-					if err := x.flush(ctx, &l, true); err != nil {
+					if err := x.flush(ctx, &l, true, benchBatch); err != nil {
 						return err
 					}
 					ended.Add(int64(held))
@@ -213,4 +214,32 @@ func BenchmarkLives(b *testing.B) {
 		x.must(g.Wait())
 		return ended.Load()
 	})
+}
+
+// BenchmarkChain is a chain's step as the engine records it: one report, and a claim that finds its child. One op is one step.
+func BenchmarkChain(b *testing.B) {
+	x := newBench(b)
+	const length = 1000
+	chain := &task.Submission{Namespace: "bench", Name: "chain", Context: "{}"}
+	for i := range length {
+		s := benchTask.Steps[0]
+		s.Name = fmt.Sprint("s", i+1)
+		if i > 0 {
+			s.Parents = []int{i}
+		}
+		chain.Steps = append(chain.Steps, s)
+	}
+	var l loop
+	for i := 0; b.Loop(); i++ {
+		if i%length == 0 {
+			b.StopTimer()
+			id, err := x.ids.Take(b.Context(), 1)
+			x.must(err)
+			_, _, err = x.s.Submit(b.Context(), x.ns, []store.NewTask{{ID: id[0], Lanes: slices.Repeat([]int32{x.lane}, length), Submission: chain}}, false)
+			x.must(err)
+			x.must(x.flush(b.Context(), &l, true, 16))
+			b.StartTimer()
+		}
+		x.must(x.flush(b.Context(), &l, true, 16))
+	}
 }
