@@ -99,6 +99,7 @@ const (
 	pingAnswer              = 10 * time.Second
 	clientPings             = 10 * time.Second // no client may ping more often
 	readBuffer              = 4 << 10          // thousands of idle connections hold one each
+	callWorkers             = 32               // goroutines with a grown stack that take calls; further calls get one of their own
 )
 
 func (p *process) limits() []grpc.ServerOption {
@@ -110,6 +111,7 @@ func (p *process) limits() []grpc.ServerOption {
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.ReadBufferSize(readBuffer),
+		grpc.NumStreamWorkers(callWorkers),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			// A connection that is too old takes no new calls, and ends with its last one. Streams are asked to move when they
 			// are as old, so that none is ever cut.
