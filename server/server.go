@@ -26,6 +26,7 @@ func Run(ctx context.Context, c Config, out io.Writer, log *slog.Logger) (err er
 	if err := c.Check(); err != nil {
 		return err
 	}
+	paceCollector()
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.Listen)
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
