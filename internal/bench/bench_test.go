@@ -94,6 +94,11 @@ var scenarios = map[string]shown{
 		},
 		rows: []string{"B1.batched", "B1.unary", "its floor"},
 	},
+	"B3": {
+		positive: []string{"B3.wide.elapsed_ms", "B3.wide.ratio", "B3.narrow.elapsed_ms", "B3.wide2.elapsed_ms", "B3.narrow2.commits_per_step"},
+		equal:    map[string]any{"B3.wide.deadlocks": 0.0, "B3.narrow.met": true, "B3.wide2.deadlocks": 0.0, "B3.narrow2.met": true},
+		rows:     []string{"B3.wide", "B3.narrow2"},
+	},
 }
 
 // TestRun runs everything, small, and sees that each figure is there, that nothing was lost, and that the databases that
