@@ -99,6 +99,11 @@ var scenarios = map[string]shown{
 		equal:    map[string]any{"B3.wide.deadlocks": 0.0, "B3.narrow.met": true, "B3.wide2.deadlocks": 0.0, "B3.narrow2.met": true},
 		rows:     []string{"B3.wide", "B3.narrow2"},
 	},
+	"B4": {
+		positive: []string{"B4.due.p99_ms", "B4.due.ratio", "B4.beside.ratio", "B4.fresh.drain_ms", "B4.due.wal_bytes_per_step"},
+		equal:    map[string]any{"B4.due.early": 0.0},
+		rows:     []string{"B4.due", "B4.beside"},
+	},
 }
 
 // TestRun runs everything, small, and sees that each figure is there, that nothing was lost, and that the databases that
