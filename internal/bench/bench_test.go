@@ -104,6 +104,11 @@ var scenarios = map[string]shown{
 		equal:    map[string]any{"B4.due.early": 0.0},
 		rows:     []string{"B4.due", "B4.beside"},
 	},
+	"B8": {
+		positive: []string{"B8.floor.hop.p50_ms", "B8.1.start.p99_ms", "B8.2.start.p99_ms", "B8.2.throughput_per_s", "B8.notifications"},
+		equal:    map[string]any{"B8.notify_in_data_tx.met": true},
+		rows:     []string{"B8.1", "B8.2"},
+	},
 }
 
 // TestRun runs everything, small, and sees that each figure is there, that nothing was lost, and that the databases that
