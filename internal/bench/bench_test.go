@@ -109,6 +109,10 @@ var scenarios = map[string]shown{
 		equal:    map[string]any{"B8.notify_in_data_tx.met": true},
 		rows:     []string{"B8.1", "B8.2"},
 	},
+	"B9": {
+		positive: []string{"B9.ratio", "B9.beside.start.p99_ms", "B9.busy.steps_per_s", "B9.busy.wal_bytes_per_step"},
+		rows:     []string{"B9"},
+	},
 }
 
 // TestRun runs everything, small, and sees that each figure is there, that nothing was lost, and that the databases that
