@@ -104,6 +104,10 @@ var scenarios = map[string]shown{
 		equal:    map[string]any{"B4.due.early": 0.0},
 		rows:     []string{"B4.due", "B4.beside"},
 	},
+	"B7": {
+		positive: []string{"B7.shared.rss_kib", "B7.own.rss_kib", "B7.shared.streams"},
+		rows:     []string{"B7.shared.memory", "B7.own.statements", "B7.own.core"},
+	},
 	"B8": {
 		positive: []string{"B8.floor.hop.p50_ms", "B8.1.start.p99_ms", "B8.2.start.p99_ms", "B8.2.throughput_per_s", "B8.notifications"},
 		equal:    map[string]any{"B8.notify_in_data_tx.met": true},
