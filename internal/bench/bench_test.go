@@ -104,6 +104,10 @@ var scenarios = map[string]shown{
 		equal:    map[string]any{"B4.due.early": 0.0},
 		rows:     []string{"B4.due", "B4.beside"},
 	},
+	"B6": {
+		positive: []string{"B6.rate.ratio", "B6.wait.ratio", "B6.snapshot_age", "B6.before.start.p99_ms", "B6.under.part3.start.p99_ms"},
+		rows:     []string{"B6.rate", "B6.wait"},
+	},
 	"B7": {
 		positive: []string{"B7.shared.rss_kib", "B7.own.rss_kib", "B7.shared.streams"},
 		rows:     []string{"B7.shared.memory", "B7.own.statements", "B7.own.core"},
