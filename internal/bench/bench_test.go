@@ -121,6 +121,11 @@ var scenarios = map[string]shown{
 		positive: []string{"B9.ratio", "B9.beside.start.p99_ms", "B9.busy.steps_per_s", "B9.busy.wal_bytes_per_step"},
 		rows:     []string{"B9"},
 	},
+	"B10": {
+		positive: []string{"B10.100.us_per_kb", "B10.131072.wal_per_byte", "B10.time.ratio", "B10.wal.ratio", "B10.inserted_rows"},
+		equal:    map[string]any{"B10.rewritten.met": true},
+		rows:     []string{"B10.100", "B10.time", "B10.wal"},
+	},
 }
 
 // TestRun runs everything, small, and sees that each figure is there, that nothing was lost, and that the databases that

@@ -25,6 +25,11 @@ func (c *Config) Tiny() {
 	}
 }
 
+// What pure functions decide.
+var (
+	Payload = payload
+)
+
 // BeforeVerify has f called after the load, before the database is checked, with a connection to the server's database and
 // the check itself.
 func (c *Config) BeforeVerify(f func(ctx context.Context, conn *pgx.Conn, verify func(context.Context) error) error) {
