@@ -104,6 +104,10 @@ var scenarios = map[string]shown{
 		equal:    map[string]any{"B4.due.early": 0.0},
 		rows:     []string{"B4.due", "B4.beside"},
 	},
+	"B5": {
+		positive: []string{"B5.equal.p99_ms", "B5.backing_off.ratio", "B5.blocked.ratio", "B5.unsubscribed.ratio", "B5.ready_600.ratio"},
+		rows:     []string{"B5.equal", "B5.blocked"},
+	},
 	"B6": {
 		positive: []string{"B6.rate.ratio", "B6.wait.ratio", "B6.snapshot_age", "B6.before.start.p99_ms", "B6.under.part3.start.p99_ms"},
 		rows:     []string{"B6.rate", "B6.wait"},

@@ -20,7 +20,7 @@ type scenario struct {
 // scenarios in the order in which they run. Those of latency stand first: what the others leave behind keeps the disk
 // busy for a while.
 var scenarios = []scenario{
-	chainScenario, b2Scenario, b1Scenario, b3Scenario, b4Scenario, b8Scenario, b9Scenario, b7Scenario, b6Scenario, b10Scenario,
+	chainScenario, b2Scenario, b1Scenario, b3Scenario, b4Scenario, b8Scenario, b9Scenario, b7Scenario, b6Scenario, b10Scenario, b5Scenario,
 }
 
 // Scenarios tells the names of all scenarios and what each is, in the order in which they run.
