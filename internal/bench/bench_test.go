@@ -130,6 +130,10 @@ var scenarios = map[string]shown{
 		equal:    map[string]any{"B10.rewritten.met": true},
 		rows:     []string{"B10.100", "B10.time", "B10.wal"},
 	},
+	"B11": {
+		positive: []string{"B11.rate.ratio", "B11.steps", "B11.fresh.wal_bytes_per_step"},
+		rows:     []string{"B11.rate"},
+	},
 }
 
 // TestRun runs everything, small, and sees that each figure is there, that nothing was lost, and that the databases that

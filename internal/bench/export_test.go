@@ -27,7 +27,9 @@ func (c *Config) Tiny() {
 
 // What pure functions decide.
 var (
-	Payload = payload
+	Payload        = payload
+	FirstWords     = firstWords
+	WorstStatement = worstStatement
 )
 
 // BeforeVerify has f called after the load, before the database is checked, with a connection to the server's database and
