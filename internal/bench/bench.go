@@ -7,15 +7,21 @@
 // The nouns:
 //
 //	scenario  one kind of load and the figures it gives; a file each, named in the table of scenario.go
+//	stage     a database of its own for each scenario, and the servers on it
 //	round     one turn of a scenario: the floor, then the server
+//	crew      workers that run whatever comes and report it in batches
+//	pulse     one-step tasks that are submitted by the clock, whose waits are timed
+//	lot       so many one-step tasks, run as fast as they can be
+//	filler    rows that stand in the tables and only weigh
 //	cost      what a stretch of work took: processor time by process, log bytes, commits
 //	document  all figures of a run
 //
 // Where a rate is measured the load is a closed loop with a bounded backlog, as the floor's is. Where a latency is
 // measured the load keeps its own timetable, and a late start counts as latency.
 //
-// A run ends by holding the database against what was submitted: every step must have been dispatched once and ended once.
-// Figures of a server that loses or repeats work mean nothing.
+// A scenario ends by holding its database against what was submitted: every step must have been dispatched once, and once
+// more for each failure, and ended once; then internal/history replays the record of it and decides the invariants. Figures
+// of a server that loses or repeats work mean nothing.
 package bench
 
 import (
@@ -25,7 +31,6 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
-	"sync/atomic"
 	"time"
 
 	"github.com/taskerhq/tasker/bench/floor"
@@ -38,7 +43,9 @@ type Config struct {
 	Scenarios []string
 	// Quick runs everything shorter: enough to see that it works, too short for a figure to quote.
 	Quick bool
-	// DatabaseURL is a server on which two databases are made and dropped again. Empty: a fresh cluster of our own.
+	// Full runs the sizes that take long: backlogs of ten million, ten minutes under an old snapshot, ten thousand streams.
+	Full bool
+	// DatabaseURL is a server on which databases are made and dropped again. Empty: a fresh cluster of our own.
 	DatabaseURL string
 	// DataDir is where the cluster of our own is made, on the disk that is to be measured. Empty: the temporary directory.
 	DataDir string
@@ -58,19 +65,17 @@ type Config struct {
 	beforeVerify func(context.Context, *world) error
 }
 
-// world is what the scenarios of one run share.
+// world is what the scenarios of one run share, and the stage on which the one that sees it plays.
 type world struct {
 	*Config
 	sizes
+	*stage
 	doc       *Document
 	log       *slog.Logger
 	databases *databases
-	server    *process
 	echo      *process
-	meter     *meter.Meter
-	// tasks and steps count what the server has confirmed to have stored.
-	tasks, steps atomic.Int64
-	progress     *progress
+	progress  *progress
+	totals    *found // of the stages that are over
 }
 
 // Run runs scenarios and gives their figures. The document is of use even where an error says that work was lost.
@@ -79,12 +84,17 @@ func Run(ctx context.Context, c Config) (doc *Document, err error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &world{Config: &c, doc: &Document{}, log: c.Logger, sizes: fullSizes}
+	if c.Quick && c.Full {
+		return nil, errors.New("a run cannot be both quick and full")
+	}
+	w := &world{Config: &c, doc: &Document{}, log: c.Logger, sizes: usualSizes, totals: &found{}}
 	switch {
 	case c.sizes != nil:
 		w.sizes = *c.sizes
 	case c.Quick:
 		w.sizes = quickSizes
+	case c.Full:
+		w.sizes = fullSizes()
 	}
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
@@ -98,12 +108,12 @@ func Run(ctx context.Context, c Config) (doc *Document, err error) {
 	}
 	estimate := startEstimate
 	for _, s := range chosen {
-		estimate += s.estimate(&w.sizes)
+		estimate += 2*stageEstimate + s.estimate(&w.sizes)
 	}
 	w.progress = showProgress(c.Progress, estimate)
 	defer w.progress.end()
 
-	w.phase(startEstimate, "starting the database and the server")
+	w.phase(startEstimate, "starting the database")
 	defer func() { err = errors.Join(err, w.close(context.WithoutCancel(ctx))) }()
 	if err := w.open(ctx); err != nil {
 		return nil, err
@@ -112,34 +122,57 @@ func Run(ctx context.Context, c Config) (doc *Document, err error) {
 		return nil, err
 	}
 	for _, s := range chosen {
-		if err := s.run(ctx, w); err != nil {
+		if err := w.play(ctx, &s); err != nil {
 			if ctx.Err() != nil {
 				err = context.Cause(ctx) // what broke by it is of no interest
 			}
 			return w.doc, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	if c.beforeVerify != nil {
-		if err := c.beforeVerify(ctx, w); err != nil {
-			return nil, err
+	return w.doc, nil
+}
+
+// play runs a scenario on a stage of its own, and checks what it left there.
+func (w *world) play(ctx context.Context, s *scenario) (err error) {
+	begun := time.Now()
+	w.phase(stageEstimate, "%s: making a database", s.name)
+	on, err := w.openStage(ctx, 1)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, on.closeStage(context.WithoutCancel(ctx))) }()
+	if err := s.run(ctx, on); err != nil {
+		return err
+	}
+	reading, err := on.meter.Read(ctx)
+	if err != nil {
+		return err
+	}
+	w.doc.Set(s.name+".load_after", reading.Load)
+	w.phase(stageEstimate, "%s: checking what it left", s.name)
+	// A server that goes on working may change what is being looked at; and its sessions tell their last figures when
+	// they end.
+	if err := on.stopServers(); err != nil {
+		return err
+	}
+	if w.beforeVerify != nil {
+		if err := w.beforeVerify(ctx, on); err != nil {
+			return err
 		}
 	}
-	return w.doc, w.verify(ctx)
+	if err := on.verify(ctx); err != nil {
+		return err
+	}
+	w.doc.Set(s.name+".wall_s", time.Since(begun).Seconds())
+	return nil
 }
 
 const startEstimate = 4 * time.Second
 
-// open starts everything that is measured.
+// open starts what all scenarios share.
 func (w *world) open(ctx context.Context) (err error) {
 	if w.databases, err = openDatabases(ctx, w); err != nil {
 		return err
-	}
-	if w.meter, err = meter.New(ctx, w.databases.conn); err != nil {
-		return err
-	}
-	args := append([]string{"serve", "--listen", "127.0.0.1:0", "--auto-migrate", "--reflection=false"}, w.ServeArgs...)
-	if w.server, err = w.spawn(ctx, []string{"TASKER_DATABASE_URL=" + w.databases.serverURL}, args...); err != nil {
-		return fmt.Errorf("starting the server: %w", err)
 	}
 	if w.echo, err = w.spawn(ctx, nil, "bench", "echo"); err != nil {
 		return fmt.Errorf("starting the empty server: %w", err)
@@ -149,10 +182,8 @@ func (w *world) open(ctx context.Context) (err error) {
 
 func (w *world) close(ctx context.Context) error {
 	var err error
-	for _, p := range []*process{w.echo, w.server} {
-		if p != nil {
-			err = errors.Join(err, p.stop())
-		}
+	if w.echo != nil {
+		err = w.echo.stop()
 	}
 	if w.databases != nil {
 		err = errors.Join(err, w.databases.close(ctx))
@@ -174,7 +205,15 @@ func (w *world) facts(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("asking for the database's settings: %w", err)
 	}
-	reading, err := w.read(ctx)
+	probe, err := meter.New(ctx, w.databases.conn)
+	if err != nil {
+		return err
+	}
+	reading, err := probe.Read(ctx)
+	if err != nil {
+		return err
+	}
+	disk, err := probe.ProbeCommit(ctx, w.probes/2)
 	if err != nil {
 		return err
 	}
@@ -183,6 +222,7 @@ func (w *world) facts(ctx context.Context) error {
 		value any
 	}{
 		{"quick", w.Quick},
+		{"full", w.Full},
 		{"cpus", runtime.NumCPU()},
 		{"go", runtime.Version()},
 		{"postgres", version},
@@ -190,6 +230,8 @@ func (w *world) facts(ctx context.Context) error {
 		{"synchronous_commit", commit},
 		{"floor_version", floor.Version},
 		{"load_before", reading.Load},
+		{"fsync_ms", float64(disk.Fsync().Microseconds()) / 1e3},
+		{"durable_commit_ms", float64(disk.Durable.P50.Microseconds()) / 1e3},
 	} {
 		w.doc.Set(fact.key, fact.value)
 	}

@@ -66,10 +66,100 @@ func tiny(t *testing.T, scenarios ...string) bench.Config {
 	return c
 }
 
+// shown is what a scenario's figures must be, even in a run this small.
+type shown struct {
+	positive []string       // keys of numbers above 0
+	equal    map[string]any // what no noise can excuse, on any machine
+	rows     []string       // of the table
+}
+
+var scenarios = map[string]shown{
+	"chain": {
+		positive: []string{
+			"chain4.p50_ms", "chain4.p99_ms", "chain4.ratio", "chain4.floor_ms", "chain4.step_p50_ms", "chain4.submit_p50_ms",
+			"chain4.wal_bytes_per_step",
+		},
+		rows: []string{"chain4"},
+	},
+	"B2": {
+		positive: []string{"B2.p50_ms", "B2.ratio", "B2.floor_ms", "B2.many.p50_ms", "B2.many.steps_per_s", "B2.commits_per_step"},
+		rows:     []string{"B2"},
+	},
+	"B1": {
+		positive: []string{
+			"B1.load_after", "B1.floor.steps_per_s", "B1.floor.wal_bytes_per_step", "B1.floor.pg_cpu_us_per_step", "B1.floor.commits_per_step",
+			"B1.batched.steps_per_s", "B1.batched.ratio", "B1.batched.pg_cpu_us_per_step", "B1.batched.server_cpu_us_per_step",
+			"B1.batched.client_cpu_us_per_step", "B1.batched.wal_bytes_per_step", "B1.batched.wal_ratio",
+			"B1.unary.steps_per_s", "B1.unary.ratio", "B1.unary.bound", "B1.unary.of_bound", "B1.unary.empty_calls_per_s",
+		},
+		rows: []string{"B1.batched", "B1.unary", "its floor"},
+	},
+	"B3": {
+		positive: []string{"B3.wide.elapsed_ms", "B3.wide.ratio", "B3.narrow.elapsed_ms", "B3.wide2.elapsed_ms", "B3.narrow2.commits_per_step"},
+		equal:    map[string]any{"B3.wide.deadlocks": 0.0, "B3.narrow.met": true, "B3.wide2.deadlocks": 0.0, "B3.narrow2.met": true},
+		rows:     []string{"B3.wide", "B3.narrow2"},
+	},
+	"B4": {
+		positive: []string{"B4.due.p99_ms", "B4.due.ratio", "B4.beside.ratio", "B4.fresh.drain_ms", "B4.due.wal_bytes_per_step"},
+		equal:    map[string]any{"B4.due.early": 0.0},
+		rows:     []string{"B4.due", "B4.beside"},
+	},
+	"B5": {
+		positive: []string{"B5.equal.p99_ms", "B5.backing_off.ratio", "B5.blocked.ratio", "B5.unsubscribed.ratio", "B5.ready_600.ratio"},
+		rows:     []string{"B5.equal", "B5.blocked"},
+	},
+	"B6": {
+		positive: []string{"B6.rate.ratio", "B6.wait.ratio", "B6.snapshot_age", "B6.before.start.p99_ms", "B6.under.part3.start.p99_ms"},
+		rows:     []string{"B6.rate", "B6.wait"},
+	},
+	"B7": {
+		positive: []string{"B7.shared.rss_kib", "B7.own.rss_kib", "B7.shared.streams"},
+		rows:     []string{"B7.shared.memory", "B7.own.statements", "B7.own.core"},
+	},
+	"B8": {
+		positive: []string{"B8.floor.hop.p50_ms", "B8.1.start.p99_ms", "B8.2.start.p99_ms", "B8.2.throughput_per_s", "B8.notifications"},
+		equal:    map[string]any{"B8.notify_in_data_tx.met": true},
+		rows:     []string{"B8.1", "B8.2"},
+	},
+	"B9": {
+		positive: []string{"B9.ratio", "B9.beside.start.p99_ms", "B9.busy.steps_per_s", "B9.busy.wal_bytes_per_step"},
+		rows:     []string{"B9"},
+	},
+	"B10": {
+		positive: []string{"B10.100.us_per_kb", "B10.131072.wal_per_byte", "B10.time.ratio", "B10.wal.ratio", "B10.inserted_rows"},
+		equal:    map[string]any{"B10.rewritten.met": true},
+		rows:     []string{"B10.100", "B10.time", "B10.wal"},
+	},
+	"B11": {
+		positive: []string{"B11.rate.ratio", "B11.steps", "B11.fresh.wal_bytes_per_step"},
+		rows:     []string{"B11.rate"},
+	},
+}
+
 // TestRun runs everything, small, and sees that each figure is there, that nothing was lost, and that the databases that
-// were made are gone.
+// were made are gone. There are two runs, side by side: most of the time they wait.
 func TestRun(t *testing.T) {
-	c := tiny(t)
+	var halves [2][]string
+	for i, s := range bench.Scenarios() {
+		halves[i%2] = append(halves[i%2], s[0])
+	}
+	url := pgtest.NewEmpty(t).ConnString()
+	t.Run("half", func(t *testing.T) {
+		for _, names := range halves {
+			t.Run(strings.Join(names, " "), func(t *testing.T) {
+				t.Parallel()
+				runHalf(t, url, names)
+			})
+		}
+	})
+	if left := benchDatabases(t, url); left != 0 {
+		t.Errorf("%d databases of the runs are left", left)
+	}
+}
+
+func runHalf(t *testing.T, url string, names []string) {
+	c := bench.Config{Scenarios: names, DatabaseURL: url, AllowFsyncOff: true}
+	c.Tiny()
 	var told atomic.Int64
 	c.Progress = func(what string, done, total time.Duration) {
 		if what == "" || done < 0 || done > total {
@@ -92,42 +182,37 @@ func TestRun(t *testing.T) {
 	if err := json.Unmarshal(body, &figures); err != nil {
 		t.Fatalf("%v in\n%s", err, body)
 	}
-	for _, key := range []string{
-		"cpus", "steps", "tasks",
-		"chain4.p50_ms", "chain4.p99_ms", "chain4.ratio", "chain4.floor_ms", "chain4.step_p50_ms", "chain4.submit_p50_ms",
-		"B2.p50_ms", "B2.ratio", "B2.floor_ms", "B2.many.p50_ms", "B2.many.steps_per_s", "B2.commits_per_step",
-		"B1.floor.steps_per_s", "B1.floor.wal_bytes_per_step", "B1.floor.pg_cpu_us_per_step", "B1.floor.commits_per_step",
-		"B1.batched.steps_per_s", "B1.batched.ratio", "B1.batched.pg_cpu_us_per_step", "B1.batched.server_cpu_us_per_step",
-		"B1.batched.client_cpu_us_per_step", "B1.batched.wal_bytes_per_step", "B1.batched.wal_ratio",
-		"B1.unary.steps_per_s", "B1.unary.ratio", "B1.unary.bound", "B1.unary.of_bound", "B1.unary.empty_calls_per_s",
-	} {
-		if f, ok := figures[key].(float64); !ok || f <= 0 {
-			t.Errorf("%s = %v, want a number above 0", key, figures[key])
-		}
-	}
-	for key, want := range map[string]any{"lost": 0.0, "doubled": 0.0, "fsync": "off", "quick": false} {
-		if figures[key] != want {
-			t.Errorf("%s = %v, want %v", key, figures[key], want)
-		}
-	}
-	if _, ok := figures["B1.batched.met"].(bool); !ok {
-		t.Errorf("B1.batched.met = %v, want whether the bar is met", figures["B1.batched.met"])
-	}
-	// Five chains of 4 after twenty to warm up, two of 10, ten of 3, and at least one batch of single steps.
-	if least := 25*4 + 2*10 + 10*3 + 500; figures["steps"].(float64) < float64(least) {
-		t.Errorf("steps = %v, want at least %d", figures["steps"], least)
-	}
 	var table bytes.Buffer
 	if err := doc.Write(&table); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"chain4", "B2", "B1.batched", "B1.unary", "its floor", "B1.unary.bound"} {
-		if !strings.Contains(table.String(), name) {
-			t.Errorf("the table lacks %q:\n%s", name, &table)
+	want := []shown{{
+		positive: []string{"cpus", "steps", "tasks", "checked_dispatches", "durable_commit_ms"},
+		equal:    map[string]any{"lost": 0.0, "doubled": 0.0, "violations": 0.0, "fsync": "off", "quick": false},
+	}}
+	for _, name := range names {
+		s, ok := scenarios[name]
+		if !ok {
+			t.Errorf("nobody has said what %s is to show", name)
 		}
+		want = append(want, s)
 	}
-	if left := benchDatabases(t, c.DatabaseURL); left != 0 {
-		t.Errorf("%d databases of the run are left", left)
+	for _, s := range want {
+		for _, key := range s.positive {
+			if f, ok := figures[key].(float64); !ok || f <= 0 {
+				t.Errorf("%s = %v, want a number above 0", key, figures[key])
+			}
+		}
+		for key, want := range s.equal {
+			if figures[key] != want {
+				t.Errorf("%s = %v, want %v", key, figures[key], want)
+			}
+		}
+		for _, name := range s.rows {
+			if !strings.Contains(table.String(), "\n"+name+" ") && !strings.Contains(table.String(), "\n  "+name+" ") {
+				t.Errorf("the table lacks %q:\n%s", name, &table)
+			}
+		}
 	}
 }
 
@@ -173,6 +258,25 @@ func TestRunTellsLossAndDoubling(t *testing.T) {
 	}
 	if lost, _ := json.Marshal(doc); !bytes.Contains(lost, []byte(`"lost":1,`)) {
 		t.Errorf("the document does not tell the loss: %s", lost)
+	}
+}
+
+// TestRunTellsViolation plants what the counts do not show, and the replay of the history does.
+func TestRunTellsViolation(t *testing.T) {
+	c := tiny(t, "chain")
+	c.BeforeVerify(func(ctx context.Context, conn *pgx.Conn, verify func(context.Context) error) error {
+		if _, err := conn.Exec(ctx, "update step_end set dispatches = 2 where step_no = 2 and task_id = (select min(task_id) from step_end)"); err != nil {
+			return err
+		}
+		return verify(ctx)
+	})
+	doc, err := bench.Run(t.Context(), c)
+	var violation *bench.ViolationError
+	if !errors.As(err, &violation) || !strings.Contains(err.Error(), "S14") {
+		t.Fatalf("error = %v, want a violation of S14", err)
+	}
+	if told, _ := json.Marshal(doc); !bytes.Contains(told, []byte(`"violations":1`)) {
+		t.Errorf("the document does not tell it: %s", told)
 	}
 }
 

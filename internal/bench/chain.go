@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
@@ -51,7 +50,8 @@ func runChain(ctx context.Context, w *world) error {
 		return err
 	}
 	submit := newLatencies()
-	if err := c.onTime(w.chainEvery, submit); err != nil {
+	spent, err := w.costOf(ctx, w.chains*shortChain, func() error { return c.onTime(w.chainEvery, submit) })
+	if err != nil {
 		return err
 	}
 	if err := w.measureLeast(ctx, &least, "chain: the floor again"); err != nil {
@@ -61,6 +61,7 @@ func runChain(ctx context.Context, w *world) error {
 	w.doc.Set("chain4.submit_p50_ms", submit.ms(50))
 	w.doc.Set("chain4.step_p50_ms", c.steps.ms(50))
 	w.doc.Set("chain4.step_p99_ms", c.steps.ms(99))
+	spent.record(w.doc, "chain4")
 	// The submit's call and commit, and four times a report's call and transaction.
 	floor := least.call() + least.commit() + shortChain*(least.call()+least.step())
 	least.record(w.doc, "chain4", floor)
@@ -137,14 +138,14 @@ type chainRun struct {
 // openChains stores a template of so many steps in a row and opens a worker for it.
 func (w *world) openChains(ctx context.Context, name, handler string, length, count int) (_ *chains, err error) {
 	c := &chains{w: w, name: name, length: length, runs: make([]chainRun, count), steps: newLatencies(), whole: newLatencies()}
-	if c.conns, err = dial(w.server.address, 2); err != nil {
+	if c.conns, err = dial(w.server().address, 2); err != nil {
 		return nil, err
 	}
 	c.tasks = pb.NewTaskServiceClient(c.conns[0])
 	alive, fail := context.WithCancelCause(ctx)
 	c.alive, c.fail = alive, fail
-	if c.ref, err = register(ctx, c.conns[0], name, handler, length); err == nil {
-		c.worker, err = openWorker(alive, c.conns[1], name, handler, chainInFlight)
+	if c.ref, err = register(ctx, c.conns[0], chainTemplate(name, handler, length)); err == nil {
+		c.worker, err = openWorker(alive, c.conns[1], "", name, handler, chainInFlight)
 	}
 	if err != nil {
 		fail(nil)
@@ -168,6 +169,7 @@ func (c *chains) arrive(step *pb.ReadyStep) {
 			c.fail(err)
 			return
 		}
+		c.w.ended.Add(1)
 		if last {
 			c.mu.Lock()
 			c.whole.record(time.Since(c.runs[i].intended))
@@ -224,21 +226,12 @@ func (c *chains) warmUp(count int) error {
 // onTime submits the chains that count by the timetable, whatever became of those before, and waits for their ends.
 func (c *chains) onTime(every time.Duration, submit *latencies) error {
 	c.left.Add(len(c.runs) - c.warm)
-	begin := time.Now().Add(every)
-	var submits errgroup.Group
-	for i := c.warm; i < len(c.runs); i++ {
-		at := begin.Add(time.Duration(i-c.warm) * every)
-		pause(c.alive, time.Until(at))
-		if c.alive.Err() != nil {
-			return context.Cause(c.alive)
-		}
-		submits.Go(func() error {
-			err := c.submit(i, at)
-			submit.record(time.Since(at))
-			return err
-		})
-	}
-	if err := submits.Wait(); err != nil {
+	err := onTime(c.alive, every, len(c.runs)-c.warm, nil, func(i int, at time.Time) error {
+		err := c.submit(c.warm+i, at)
+		submit.record(time.Since(at))
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	return c.await()

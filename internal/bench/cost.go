@@ -12,7 +12,7 @@ import (
 	"github.com/taskerhq/tasker/bench/floor/meter"
 )
 
-// reading is the meter's, with the server's processor time.
+// reading is the meter's, with the processor time of the stage's servers.
 type reading struct {
 	meter.Reading
 	ServerCPU time.Duration
@@ -23,7 +23,11 @@ func (w *world) read(ctx context.Context) (reading, error) {
 	if err != nil {
 		return reading{}, err
 	}
-	return reading{Reading: r, ServerCPU: processTime(w.server.pid())}, nil
+	all := reading{Reading: r}
+	for _, server := range w.servers {
+		all.ServerCPU += processTime(server.pid())
+	}
+	return all, nil
 }
 
 // processTime is what a process has used, zero where the system does not tell.
@@ -76,7 +80,7 @@ func (w *world) costBetween(from, to reading, steps int64) cost {
 // here, commits are the transaction numbers that were used, of which each transaction that writes or locks takes one.
 func (w *world) costOf(ctx context.Context, steps int, work func() error) (cost, error) {
 	number := func() (next int64, err error) {
-		err = w.databases.conn.QueryRow(ctx, "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint").Scan(&next)
+		err = w.conn.QueryRow(ctx, "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint").Scan(&next)
 		return next, err
 	}
 	first, err := number()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,16 +15,17 @@ import (
 	"github.com/taskerhq/tasker/internal/postgres"
 )
 
-// databases are the two of a run, of one Postgres: the server's and the floor's. Their commits are counted apart.
+// databases are those of a run, of one Postgres: the floor's, and each stage's while it lasts. Their commits are counted
+// apart.
 type databases struct {
-	serverURL, floorURL string
-	conn                *pgx.Conn // on the server's
-	own                 *postgres.Server
-	admin               string // where what was made can be dropped
-	made                []string
+	floorURL string
+	conn     *pgx.Conn // on the floor's
+	own      *postgres.Server
+	admin    string // where what was made can be dropped
+	made     []string
 }
 
-// openDatabases makes two databases on the Postgres at the URL, or on a cluster of our own that goes away with us.
+// openDatabases makes the floor's database on the Postgres at the URL, or on a cluster of our own that goes away with us.
 func openDatabases(ctx context.Context, w *world) (_ *databases, err error) {
 	d := &databases{admin: w.DatabaseURL}
 	defer func() {
@@ -39,17 +41,21 @@ func openDatabases(ctx context.Context, w *world) (_ *databases, err error) {
 		}
 		d.admin = d.own.ConnString(postgres.Database)
 	}
-	name := "tasker_bench_" + strings.ToLower(rand.Text()[:8])
-	if d.serverURL, err = d.create(ctx, name); err != nil {
+	if d.floorURL, err = d.create(ctx, "tasker_bench_"+strings.ToLower(rand.Text()[:8])+"_floor"); err != nil {
 		return nil, err
 	}
-	if d.floorURL, err = d.create(ctx, name+"_floor"); err != nil {
-		return nil, err
+	return d, d.connect(ctx)
+}
+
+// connect opens the connection to the floor's database, anew if there was one.
+func (d *databases) connect(ctx context.Context) (err error) {
+	if d.conn != nil {
+		_ = d.conn.Close(ctx)
 	}
-	if d.conn, err = pgx.Connect(ctx, d.serverURL); err != nil {
-		return nil, fmt.Errorf("connecting to the new database: %w", err)
+	if d.conn, err = pgx.Connect(ctx, d.floorURL); err != nil {
+		return fmt.Errorf("connecting to the new database: %w", err)
 	}
-	return d, nil
+	return nil
 }
 
 // create makes a database with the settings of the one that the URL names, and gives its URL.
@@ -102,18 +108,27 @@ func (d *databases) close(ctx context.Context) error {
 	if d.own != nil {
 		return d.own.Stop(ctx)
 	}
-	if len(d.made) == 0 {
-		return nil
-	}
-	conn, err := pgx.Connect(ctx, d.admin)
-	if err != nil {
-		return fmt.Errorf("dropping the benchmark's databases: %w", err)
-	}
-	defer conn.Close(ctx)
-	for _, name := range d.made {
-		if _, dropErr := conn.Exec(ctx, "drop database "+name+" with (force)"); dropErr != nil {
-			err = errors.Join(err, fmt.Errorf("dropping database %s: %w", name, dropErr))
-		}
+	var err error
+	for _, name := range slices.Clone(d.made) {
+		err = errors.Join(err, d.drop(ctx, name))
 	}
 	return err
+}
+
+// drop drops a database that was made.
+func (d *databases) drop(ctx context.Context, name string) error {
+	at := slices.Index(d.made, name)
+	if at < 0 {
+		return nil
+	}
+	d.made = slices.Delete(d.made, at, at+1)
+	conn, err := pgx.Connect(ctx, d.admin)
+	if err != nil {
+		return fmt.Errorf("dropping database %s: %w", name, err)
+	}
+	defer conn.Close(ctx)
+	if _, err := conn.Exec(ctx, "drop database "+name+" with (force)"); err != nil {
+		return fmt.Errorf("dropping database %s: %w", name, err)
+	}
+	return nil
 }

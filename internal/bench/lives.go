@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,15 +18,12 @@ const (
 	backlog = 10_000
 	// submitBatch is how many tasks one call submits.
 	submitBatch = 500
-	// reportBatch is the most results one call reports.
-	reportBatch = 1000
 
 	lifeWorkers  = 2
 	lifeInFlight = 1000 // of a worker
 	lifeHandler  = "bench.life"
 
 	batchSubmitters  = 2
-	batchReporters   = 2 // of a worker: while one call is answered, the next one gathers
 	unarySubmitters  = 100
 	unaryReporters   = 100 // of all workers
 	unaryConnections = 4
@@ -68,25 +64,27 @@ type flow struct {
 // runLives submits one-step tasks and reports their steps until the window is over, and waits until everything that was
 // submitted has ended.
 //
+// Where there are several servers, the workers are on the first and the submits go to the last.
+//
 // Rate, processor time and commits are those of the window. Log bytes are those of the whole load, which begins and ends
 // with no live row, so that each counted step has paid for all of its life.
 func (w *world) runLives(ctx context.Context, v variant) (lives, error) {
-	submitConns, err := dial(w.server.address, unaryConnections/2)
+	submitConns, err := dial(w.last().address, unaryConnections/2)
 	if err != nil {
 		return lives{}, err
 	}
 	defer hangUp(submitConns)
-	workConns, err := dial(w.server.address, lifeWorkers)
+	workConns, err := dial(w.server().address, lifeWorkers)
 	if err != nil {
 		return lives{}, err
 	}
 	defer hangUp(workConns)
 	f := &flow{w: w, variant: v, room: semaphore.NewWeighted(backlog), progressed: make(chan struct{}, 1)}
-	if f.ref, err = register(ctx, submitConns[0], "bench-life", lifeHandler, 1); err != nil {
+	if f.ref, err = register(ctx, submitConns[0], chainTemplate("bench-life", lifeHandler, 1)); err != nil {
 		return lives{}, err
 	}
 	// Both the floor and the server write into a log that was just closed, so both log whole pages anew.
-	if _, err := w.databases.conn.Exec(ctx, "checkpoint"); err != nil {
+	if _, err := w.conn.Exec(ctx, "checkpoint"); err != nil {
 		return lives{}, fmt.Errorf("making a checkpoint: %w", err)
 	}
 	first, err := w.read(ctx)
@@ -169,7 +167,7 @@ func (f *flow) start(ctx context.Context, conns []*grpc.ClientConn) ([]*worker, 
 	group, ctx := errgroup.WithContext(ctx)
 	var workers []*worker
 	for i, conn := range conns {
-		x, err := openWorker(ctx, conn, fmt.Sprintf("bench-life-%d", i+1), lifeHandler, lifeInFlight)
+		x, err := openWorker(ctx, conn, "", fmt.Sprintf("bench-life-%d", i+1), lifeHandler, lifeInFlight)
 		if err != nil {
 			for _, other := range workers {
 				other.end()
@@ -180,7 +178,7 @@ func (f *flow) start(ctx context.Context, conns []*grpc.ClientConn) ([]*worker, 
 	}
 	for _, x := range workers {
 		if f.variant == batched {
-			f.reportBatches(ctx, group, x)
+			x.reportBatches(ctx, group, []pb.WorkerServiceClient{x.client, x.client}, succeed, f.recorded)
 		} else {
 			f.reportSingly(ctx, group, x)
 		}
@@ -233,61 +231,15 @@ func (f *flow) stored(n int64) {
 	f.w.steps.Add(n)
 }
 
+func (f *flow) recorded(reports []*pb.ReportStepResultRequest) { f.ended(int64(len(reports))) }
+
 func (f *flow) ended(n int64) {
+	f.w.ended.Add(n)
 	f.completed.Add(n)
 	f.room.Release(n)
 	select {
 	case f.progressed <- struct{}{}:
 	default:
-	}
-}
-
-// reportBatches reports the steps of one worker: everything that has come while the last calls were under way.
-func (f *flow) reportBatches(ctx context.Context, group *errgroup.Group, x *worker) {
-	var (
-		mu      sync.Mutex
-		waiting []*pb.ReportStepResultRequest
-		more    = make(chan struct{}, batchReporters)
-	)
-	say := func() {
-		select {
-		case more <- struct{}{}:
-		default:
-		}
-	}
-	followed := make(chan struct{})
-	group.Go(func() error {
-		defer close(followed)
-		return x.follow(func(step *pb.ReadyStep) {
-			mu.Lock()
-			waiting = append(waiting, &pb.ReportStepResultRequest{LeaseToken: step.GetLeaseToken(), Outcome: success})
-			mu.Unlock()
-			say()
-		})
-	})
-	for range batchReporters {
-		group.Go(func() error {
-			for {
-				mu.Lock()
-				n := min(len(waiting), reportBatch)
-				reports := waiting[:n:n]
-				waiting = waiting[n:]
-				mu.Unlock()
-				if n == 0 {
-					select {
-					case <-more:
-						continue
-					case <-followed:
-						return nil
-					}
-				}
-				if err := x.reportAll(ctx, reports); err != nil {
-					x.end()
-					return err
-				}
-				f.ended(int64(n))
-			}
-		})
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
@@ -13,6 +14,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
 )
@@ -23,6 +26,9 @@ var (
 	stepResults = `{"result":"` + strings.Repeat("x", 32-len(`{"result":""}`)) + `"}`
 	success     = &pb.ReportStepResultRequest_Success{Success: &pb.StepSuccess{Results: stepResults}}
 )
+
+// deliveryTimeout is the longest that the contract allows.
+const deliveryTimeout = time.Minute
 
 // dial makes connections to one server.
 func dial(address string, n int) ([]*grpc.ClientConn, error) {
@@ -45,8 +51,17 @@ func hangUp(conns []*grpc.ClientConn) {
 	}
 }
 
-// register stores a template of a chain of no-op steps and says how a task of it is submitted.
-func register(ctx context.Context, conn *grpc.ClientConn, name, handler string, steps int) (*pb.TemplateRef, error) {
+// register stores a template and says how a task of it is submitted.
+func register(ctx context.Context, conn *grpc.ClientConn, template *pb.Template) (*pb.TemplateRef, error) {
+	answer, err := pb.NewTemplateServiceClient(conn).RegisterTemplate(ctx, &pb.RegisterTemplateRequest{Template: template})
+	if err != nil {
+		return nil, fmt.Errorf("registering template %s: %w", template.GetName(), err)
+	}
+	return &pb.TemplateRef{Name: template.GetName(), Version: answer.GetTemplate().Version}, nil
+}
+
+// chainTemplate is so many no-op steps in a row.
+func chainTemplate(name, handler string, steps int) *pb.Template {
 	template := &pb.Template{Name: name}
 	for i := range steps {
 		step := &pb.StepDefinition{Name: stepName(i), Handler: &handler}
@@ -55,11 +70,7 @@ func register(ctx context.Context, conn *grpc.ClientConn, name, handler string, 
 		}
 		template.Steps = append(template.Steps, step)
 	}
-	answer, err := pb.NewTemplateServiceClient(conn).RegisterTemplate(ctx, &pb.RegisterTemplateRequest{Template: template})
-	if err != nil {
-		return nil, fmt.Errorf("registering template %s: %w", name, err)
-	}
-	return &pb.TemplateRef{Name: name, Version: answer.GetTemplate().Version}, nil
+	return template
 }
 
 func stepName(i int) string { return fmt.Sprintf("step_%03d", i) }
@@ -72,21 +83,24 @@ func submission(ref *pb.TemplateRef, name string) *pb.TaskSubmission {
 
 // worker is a worker session: one stream that brings steps.
 type worker struct {
+	namespace, id, instance string
+
 	client pb.WorkerServiceClient
 	stream grpc.ServerStreamingClient[pb.ReadyStepsResponse]
 	end    context.CancelFunc
 }
 
 // openWorker opens a stream and returns when the server has taken the session on.
-func openWorker(ctx context.Context, conn *grpc.ClientConn, id, handler string, inFlight int32) (*worker, error) {
+func openWorker(ctx context.Context, conn *grpc.ClientConn, namespace, id, handler string, inFlight int32) (*worker, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	w := &worker{client: pb.NewWorkerServiceClient(conn), end: cancel}
+	w := &worker{namespace: namespace, id: id, instance: uuid.NewString(), client: pb.NewWorkerServiceClient(conn), end: cancel}
 	var err error
 	w.stream, err = w.client.ReadySteps(ctx, &pb.ReadyStepsRequest{
-		WorkerId: id, InstanceId: uuid.NewString(), MaxInFlight: inFlight,
+		Namespace: namespace, WorkerId: id, InstanceId: w.instance, MaxInFlight: inFlight,
 		Handlers: []*pb.HandlerSubscription{{Name: handler}},
-		// Nothing here runs longer than its delivery may take, so no heartbeat is ever due.
-		DeliveryTimeout: nil,
+		// Nothing here runs longer than its delivery may take, so no heartbeat is ever due; and a machine that is busy
+		// with other things for a while is no cause to dispatch anything twice.
+		DeliveryTimeout: durationpb.New(deliveryTimeout),
 	})
 	if err == nil {
 		var first *pb.ReadyStepsResponse
@@ -125,6 +139,20 @@ func (w *worker) follow(take func(*pb.ReadyStep)) error {
 	}
 }
 
+// drain has the server grant nothing more to the worker, and waits until it holds nothing.
+func (w *worker) drain(ctx context.Context) error {
+	answer, err := w.client.DrainWorker(ctx, &pb.DrainWorkerRequest{
+		Namespace: w.namespace, WorkerId: w.id, InstanceId: w.instance, Deadline: timestamppb.New(time.Now().Add(drainTimeout)),
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("draining a worker: %w", err)
+	case len(answer.GetRemaining()) > 0:
+		return fmt.Errorf("a worker that was drained still holds %d leases after %s", len(answer.GetRemaining()), drainTimeout)
+	}
+	return nil
+}
+
 // report tells the server of one success, and returns when it is recorded.
 func (w *worker) report(ctx context.Context, token string) error {
 	answer, err := w.client.ReportStepResult(ctx, &pb.ReportStepResultRequest{LeaseToken: token, Outcome: success})
@@ -137,9 +165,9 @@ func (w *worker) report(ctx context.Context, token string) error {
 	return nil
 }
 
-// reportAll tells the server of many successes in one call.
-func (w *worker) reportAll(ctx context.Context, reports []*pb.ReportStepResultRequest) error {
-	answer, err := w.client.BatchReportStepResults(ctx, &pb.BatchReportStepResultsRequest{Reports: reports})
+// reportAll tells the server of many results in one call.
+func reportAll(ctx context.Context, client pb.WorkerServiceClient, reports []*pb.ReportStepResultRequest) error {
+	answer, err := client.BatchReportStepResults(ctx, &pb.BatchReportStepResultsRequest{Reports: reports})
 	if err != nil {
 		return fmt.Errorf("reporting %d results: %w", len(reports), err)
 	}

@@ -17,9 +17,12 @@ type scenario struct {
 	run      func(context.Context, *world) error
 }
 
-// scenarios in the order in which they run. Those of latency stand first: what the others leave behind keeps the disk and
-// the vacuum busy for a while.
-var scenarios = []scenario{chainScenario, b2Scenario, b1Scenario}
+// scenarios in the order in which they run. Those of latency stand first: what the others leave behind keeps the disk
+// busy for a while. B11 is the last, because it restarts Postgres with other settings.
+var scenarios = []scenario{
+	chainScenario, b2Scenario, b1Scenario, b3Scenario, b4Scenario, b8Scenario, b9Scenario, b7Scenario, b6Scenario, b10Scenario,
+	b5Scenario, b11Scenario,
+}
 
 // Scenarios tells the names of all scenarios and what each is, in the order in which they run.
 func Scenarios() [][2]string {
@@ -46,31 +49,4 @@ func choose(names []string) ([]scenario, error) {
 		chosen = append(chosen, known[at])
 	}
 	return slices.DeleteFunc(slices.Clone(scenarios), func(s scenario) bool { return !slices.Contains(chosen, s.name) }), nil
-}
-
-// sizes is how long everything runs.
-type sizes struct {
-	rounds         int           // of B1
-	warmup, window time.Duration // of one measurement of a rate
-	callWindow     time.Duration // of empty calls
-	floorWindow    time.Duration // where only the floor's latencies are wanted
-	probes         int           // single empty calls that are timed
-	chains         int           // of four steps
-	chainEvery     time.Duration
-	longChains     int // of chainSteps, one after another
-	chainSteps     int
-	manyChains     int // at once
-	manySteps      int // of each
-}
-
-var fullSizes = sizes{
-	rounds: 3, warmup: time.Second, window: 8 * time.Second, callWindow: 2 * time.Second, floorWindow: 2 * time.Second,
-	probes: 2000, chains: 600, chainEvery: 50 * time.Millisecond,
-	longChains: 5, chainSteps: 300, manyChains: 100, manySteps: 300,
-}
-
-var quickSizes = sizes{
-	rounds: 2, warmup: 500 * time.Millisecond, window: 2500 * time.Millisecond, callWindow: time.Second, floorWindow: 500 * time.Millisecond,
-	probes: 500, chains: 100, chainEvery: 40 * time.Millisecond,
-	longChains: 1, chainSteps: 300, manyChains: 100, manySteps: 30,
 }

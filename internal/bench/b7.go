@@ -1,0 +1,225 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
+)
+
+// b7Scenario is very many workers that have nothing to do.
+var b7Scenario = scenario{
+	name:  "B7",
+	about: "very many idle streams, a hundred a connection and each with its own: memory a stream, statements a second, share of a core",
+	estimate: func(s *sizes) time.Duration {
+		return 3 * (s.idleWindow + s.idleSettle + time.Duration(s.idleStreams)*3*time.Millisecond + stageEstimate)
+	},
+	run: runB7,
+}
+
+const (
+	// Bars of B7: of one core, statements a second, KiB a stream.
+	idleCoreBar      = 0.01
+	idleStatementBar = 1.0
+	sharedStreamBar  = 20.0
+	ownStreamBar     = 48.0
+
+	streamsAConnection = 100
+	openingAtOnce      = 32
+)
+
+func runB7(ctx context.Context, w *world) error {
+	w.phase(w.idleWindow, "B7: a server without streams")
+	baseline, _, err := w.watchIdle(ctx, w.idleWindow)
+	if err != nil {
+		return err
+	}
+	for i, v := range []struct {
+		name       string
+		each       int // streams a connection
+		kibABarFor float64
+	}{
+		{"shared", streamsAConnection, sharedStreamBar},
+		{"own", 1, ownStreamBar},
+	} {
+		if i > 0 {
+			// Memory that a server has had it may keep: each is measured on a fresh one.
+			if err := w.stopServers(); err != nil {
+				return err
+			}
+			if _, err := w.addServer(ctx); err != nil {
+				return err
+			}
+		}
+		found, err := w.runIdle(ctx, v.name, v.each)
+		if err != nil {
+			return err
+		}
+		key := "B7." + v.name
+		w.doc.Set(key+".streams", float64(w.idleStreams))
+		w.doc.Set(key+".rss_before_kib", found.before)
+		w.doc.Set(key+".rss_kib", found.after)
+		w.doc.Set(key+".seconds", found.seconds)
+		perStream := (found.after - found.before) / float64(w.idleStreams)
+		for _, r := range []row{
+			{name: key + ".memory", unit: "KiB a stream", ours: perStream, floor: v.kibABarFor, bar: fmt.Sprintf("≤ %g KiB", v.kibABarFor), met: perStream <= v.kibABarFor, beside: "the bar"},
+			{name: key + ".statements", unit: "a second", ours: found.statements, floor: baseline, bar: fmt.Sprintf("< %g", idleStatementBar), met: found.statements < idleStatementBar, beside: "no stream"},
+			{name: key + ".core", unit: "of a core", ours: found.core, floor: idleCoreBar, bar: fmt.Sprintf("< %g", idleCoreBar), met: found.core < idleCoreBar, beside: "the bar"},
+		} {
+			r.ratio = r.ours / r.floor
+			w.doc.judge(r)
+		}
+	}
+	// Nothing ran so far: what is verified must be something.
+	l, err := w.openLot(ctx, "", "bench-awake")
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	_, err = l.run(ctx, submitBatch)
+	return err
+}
+
+// idle is what idle streams cost.
+type idle struct {
+	before, after float64 // resident memory of the server, KiB
+	statements    float64 // transactions a second
+	core          float64 // share of a core that the server used
+	seconds       float64
+}
+
+// runIdle opens the streams, so many a connection, and watches what goes on while nothing does.
+func (w *world) runIdle(ctx context.Context, name string, each int) (found *idle, err error) {
+	found = &idle{before: residentKiB(w.server().pid())}
+	w.phase(time.Duration(w.idleStreams)*3*time.Millisecond, "B7: opening %d streams, %d a connection", w.idleStreams, each)
+	streams, err := w.openIdle(ctx, name, each)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if closeErr := streams.close(); err == nil {
+			err = closeErr
+		}
+	}()
+	w.phase(w.idleSettle+w.idleWindow, "B7: %d idle streams, %d a connection", w.idleStreams, each)
+	begun := time.Now()
+	if found.statements, found.core, err = streams.watch(w); err != nil {
+		return nil, err
+	}
+	found.seconds = (time.Since(begun) - w.idleSettle).Seconds()
+	found.after = residentKiB(w.server().pid())
+	return found, nil
+}
+
+// watchIdle counts the server's transactions in the database for a while, each of which is one statement or one pipeline of
+// a few, and the processor time it uses.
+func (w *world) watchIdle(ctx context.Context, window time.Duration) (perSecond, core float64, err error) {
+	transactions := func() (n int64, err error) {
+		// This very session's are among them, this one not yet: it is not over.
+		if _, err = w.conn.Exec(ctx, "select pg_stat_force_next_flush()"); err == nil {
+			err = w.conn.QueryRow(ctx, "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()").Scan(&n)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("counting transactions: %w", err)
+		}
+		return n, nil
+	}
+	first, err := transactions()
+	if err != nil {
+		return 0, 0, err
+	}
+	used, begun := processTime(w.server().pid()), time.Now()
+	pause(ctx, window)
+	if ctx.Err() != nil {
+		return 0, 0, context.Cause(ctx)
+	}
+	took := time.Since(begun)
+	used = processTime(w.server().pid()) - used
+	last, err := transactions()
+	if err != nil {
+		return 0, 0, err
+	}
+	const ours = 2 // of this session, between the two counts
+	return float64(max(last-first-ours, 0)) / took.Seconds(), used.Seconds() / took.Seconds(), nil
+}
+
+// idleStreams are workers that nothing comes for.
+type idleStreams struct {
+	conns   []*grpc.ClientConn
+	mu      sync.Mutex
+	workers []*worker
+	group   *errgroup.Group
+	ctx     context.Context //nolint:containedctx // the streams' life: ends when one of them fails
+}
+
+// watch is watchIdle after a while, as long as the streams live.
+func (s *idleStreams) watch(w *world) (perSecond, core float64, err error) {
+	pause(s.ctx, w.idleSettle)
+	return w.watchIdle(s.ctx, w.idleWindow)
+}
+
+func (w *world) openIdle(ctx context.Context, name string, each int) (*idleStreams, error) {
+	s := &idleStreams{}
+	s.group, ctx = errgroup.WithContext(ctx)
+	s.ctx = ctx
+	var err error
+	if s.conns, err = dial(w.server().address, (w.idleStreams+each-1)/each); err != nil {
+		return nil, err
+	}
+	var opening errgroup.Group
+	opening.SetLimit(openingAtOnce)
+	for i := range w.idleStreams {
+		opening.Go(func() error {
+			x, err := openWorker(ctx, s.conns[i/each], "", "idle-"+name+"-"+strconv.Itoa(i), "bench-idle-"+name, 10)
+			if err != nil {
+				return err
+			}
+			s.mu.Lock()
+			s.workers = append(s.workers, x)
+			s.mu.Unlock()
+			s.group.Go(func() error {
+				var came error
+				err := x.follow(func(step *pb.ReadyStep) { came = fmt.Errorf("step %s came to an idle worker", step.GetStepId()) })
+				return errors.Join(err, came)
+			})
+			return nil
+		})
+	}
+	if err := opening.Wait(); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func (s *idleStreams) close() error {
+	for _, x := range s.workers {
+		x.end()
+	}
+	err := s.group.Wait()
+	hangUp(s.conns)
+	return err
+}
+
+// residentKiB is how much memory a process has, not a number where the system does not tell.
+func residentKiB(pid int) float64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err == nil {
+		for line := range strings.SplitSeq(string(text), "\n") {
+			if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+				if kib, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 64); err == nil {
+					return kib
+				}
+			}
+		}
+	}
+	return -1
+}
