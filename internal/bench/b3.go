@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -104,6 +105,7 @@ type fansResult struct {
 func (f *fansResult) record(d *Document, key string, floorRate float64, bar time.Duration) {
 	ours, floor := median(f.elapsed), float64(f.steps)/floorRate*1e3
 	d.Set(key+".elapsed_ms", ours)
+	d.Set(key+".elapsed_max_ms", slices.Max(f.elapsed))
 	d.Set(key+".submit_ms", median(f.submitted))
 	d.Set(key+".steps_per_s", float64(f.steps)/ours*1e3)
 	d.Set(key+".floor_ms", floor)

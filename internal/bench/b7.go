@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
@@ -35,6 +36,8 @@ const (
 
 	streamsAConnection = 100
 	openingAtOnce      = 32
+	// lookEvery is how often the server's sessions are looked at.
+	lookEvery = 10 * time.Millisecond
 )
 
 func runB7(ctx context.Context, w *world) error {
@@ -92,7 +95,7 @@ func runB7(ctx context.Context, w *world) error {
 // idle is what idle streams cost.
 type idle struct {
 	before, after float64 // resident memory of the server, KiB
-	statements    float64 // transactions a second
+	statements    float64 // a second
 	core          float64 // share of a core that the server used
 	seconds       float64
 }
@@ -120,36 +123,50 @@ func (w *world) runIdle(ctx context.Context, name string, each int) (found *idle
 	return found, nil
 }
 
-// watchIdle counts the server's transactions in the database for a while, each of which is one statement or one pipeline of
-// a few, and the processor time it uses.
+// watchIdle counts what the server asks of the database for a while, and the processor time it uses.
+//
+// The database's own count of transactions would not do: sessions add theirs up to ten seconds late, and autovacuum's are
+// among them. So its sessions are looked at, often: each statement, or pipeline of some, shows by the time at which it began.
+// Two of one session between two looks count as one, which hardly happens where there is next to nothing to do.
 func (w *world) watchIdle(ctx context.Context, window time.Duration) (perSecond, core float64, err error) {
-	transactions := func() (n int64, err error) {
-		// This very session's are among them, this one not yet: it is not over.
-		if _, err = w.conn.Exec(ctx, "select pg_stat_force_next_flush()"); err == nil {
-			err = w.conn.QueryRow(ctx, "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()").Scan(&n)
-		}
+	begun := map[uint32]time.Time{}
+	var asked int
+	look := func() error {
+		var (
+			pid uint32
+			at  time.Time
+		)
+		rows, _ := w.conn.Query(ctx, `
+			select pid, query_start from pg_stat_activity
+			where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid() and query_start is not null`)
+		_, err := pgx.ForEachRow(rows, []any{&pid, &at}, func() error {
+			if !begun[pid].Equal(at) {
+				asked++
+			}
+			begun[pid] = at
+			return nil
+		})
 		if err != nil {
-			return 0, fmt.Errorf("counting transactions: %w", err)
+			return fmt.Errorf("looking at the server's sessions: %w", err)
 		}
-		return n, nil
+		return nil
 	}
-	first, err := transactions()
-	if err != nil {
+	if err := look(); err != nil {
 		return 0, 0, err
 	}
-	used, begun := processTime(w.server().pid()), time.Now()
-	pause(ctx, window)
-	if ctx.Err() != nil {
-		return 0, 0, context.Cause(ctx)
+	asked = 0
+	used, from := processTime(w.server().pid()), time.Now()
+	for time.Since(from) < window {
+		pause(ctx, lookEvery)
+		if ctx.Err() != nil {
+			return 0, 0, context.Cause(ctx)
+		}
+		if err := look(); err != nil {
+			return 0, 0, err
+		}
 	}
-	took := time.Since(begun)
-	used = processTime(w.server().pid()) - used
-	last, err := transactions()
-	if err != nil {
-		return 0, 0, err
-	}
-	const ours = 2 // of this session, between the two counts
-	return float64(max(last-first-ours, 0)) / took.Seconds(), used.Seconds() / took.Seconds(), nil
+	took := time.Since(from).Seconds()
+	return float64(asked) / took, (processTime(w.server().pid()) - used).Seconds() / took, nil
 }
 
 // idleStreams are workers that nothing comes for.

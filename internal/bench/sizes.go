@@ -36,9 +36,7 @@ type sizes struct {
 
 	idleStreams int // of B7
 	idleWindow  time.Duration
-	// idleSettle lets the garbage of opening be collected, and the sessions tell what they did: an idle one does so after
-	// ten seconds.
-	idleSettle time.Duration
+	idleSettle  time.Duration // before it, for the garbage of opening to be collected
 
 	replicas  []int // servers of B8, rising
 	wakes     int   // timed in B8, for each number of servers
@@ -65,7 +63,7 @@ var usualSizes = sizes{
 	dueSteps: 100_000, dueMargin: 2 * time.Second,
 	backlogs: []int64{10_000, 1_000_000}, aside: 1_000_000, claimTurns: 20, claims: 20,
 	oldBefore: 20 * time.Second, oldDuring: time.Minute, oldRate: 5000,
-	idleStreams: 1000, idleWindow: 30 * time.Second, idleSettle: 11 * time.Second,
+	idleStreams: 1000, idleWindow: 30 * time.Second, idleSettle: 10 * time.Second,
 	replicas: []int{1, 2, 4}, wakes: 1000, wakeEvery: 10 * time.Millisecond, replicaWindow: 4 * time.Second,
 	tenantBacklog: 1_000_000, tenantBeats: 200, tenantEvery: 100 * time.Millisecond,
 	payloads: []int{100, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 512 << 10}, payloadBytes: 32 << 20,
@@ -86,11 +84,11 @@ var quickSizes = sizes{
 	rounds: 1, warmup: 500 * time.Millisecond, window: 2 * time.Second, callWindow: 500 * time.Millisecond, floorWindow: 300 * time.Millisecond,
 	probes: 300, sample: 50, chains: 60, chainEvery: 40 * time.Millisecond,
 	longChains: 1, chainSteps: 300, manyChains: 50, manySteps: 20,
-	fanRounds: 1, wideFan: 9998, narrowFan: 100, fans: 20, fanServers: 4,
+	fanRounds: 3, wideFan: 9998, narrowFan: 100, fans: 20, fanServers: 4,
 	dueSteps: 5000, dueMargin: time.Second,
 	backlogs: []int64{2000, 20_000}, aside: 20_000, claimTurns: 4, claims: 5,
 	oldBefore: 2 * time.Second, oldDuring: 6 * time.Second, oldRate: 2000,
-	idleStreams: 200, idleWindow: 3 * time.Second, idleSettle: 11 * time.Second,
+	idleStreams: 200, idleWindow: 3 * time.Second, idleSettle: 2 * time.Second,
 	replicas: []int{1, 2, 4}, wakes: 100, wakeEvery: 10 * time.Millisecond, replicaWindow: 500 * time.Millisecond,
 	tenantBacklog: 50_000, tenantBeats: 30, tenantEvery: 50 * time.Millisecond,
 	payloads: []int{100, 4 << 10, 64 << 10, 512 << 10}, payloadBytes: 4 << 20,
