@@ -130,9 +130,9 @@ func firstWords(query string) string {
 	return words
 }
 
-// worstStatement compares what each statement took a step, in two runs of so many steps. It leaves out what took less than
-// a small part of the second run: that is noise.
-func worstStatement(usual, now statementTimes, steps int) (name string, was, is float64, err error) {
+// worstStatement compares what each statement took a step, in two runs of so many steps each. It leaves out what took less
+// than a small part of the second run: that is noise.
+func worstStatement(usual statementTimes, usualSteps float64, now statementTimes, steps float64) (name string, was, is float64, err error) {
 	var all float64
 	for _, us := range now {
 		all += us
@@ -142,8 +142,8 @@ func worstStatement(usual, now statementTimes, steps int) (name string, was, is 
 			continue
 		}
 		// What was hardly ever run before is held against what a step's cheapest part takes.
-		before := max(usual[query]/float64(steps), statementLeast)
-		if each := us / float64(steps); was == 0 || each/before > is/was {
+		before := max(usual[query]/usualSteps, statementLeast)
+		if each := us / steps; was == 0 || each/before > is/was {
 			name, was, is = query, before, each
 		}
 	}
