@@ -90,7 +90,7 @@ var quickSizes = sizes{
 	oldBefore: 2 * time.Second, oldDuring: 6 * time.Second, oldRate: 2000,
 	idleStreams: 200, idleWindow: 3 * time.Second, idleSettle: 2 * time.Second,
 	replicas: []int{1, 2, 4}, wakes: 100, wakeEvery: 10 * time.Millisecond, replicaWindow: 500 * time.Millisecond,
-	tenantBacklog: 50_000, tenantBeats: 30, tenantEvery: 50 * time.Millisecond,
+	tenantBacklog: 50_000, tenantBeats: 20, tenantEvery: 40 * time.Millisecond,
 	payloads: []int{100, 4 << 10, 64 << 10, 512 << 10}, payloadBytes: 4 << 20,
 	freshSteps: 10_000,
 }
