@@ -10,6 +10,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -67,6 +68,7 @@ func assemble(c *Config, db *database, log *slog.Logger, creds grpc.ServerOption
 		Shard: c.Shard, Log: log, Retention: c.Retention, PartitionInterval: c.PartitionInterval, MaxWaiting: c.MaxWaiting, MaxStreams: c.MaxStreams,
 	}
 	_, _ = rand.Read(conf.ReplicaID[:]) // never fails
+	conf.Side = func(ctx context.Context) (*pgx.Conn, error) { return db.connect(ctx, "tasker vacuum") }
 	if c.Notify {
 		conf.Listen = db.listen
 	}

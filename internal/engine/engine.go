@@ -30,7 +30,10 @@ type Config struct {
 	Shard     int      // of the task ids made here
 	Log       *slog.Logger
 	// Listen opens a connection for LISTEN and one for NOTIFY; nil works without, slower.
-	Listen            func(ctx context.Context) (*pgx.Conn, error)
+	Listen func(ctx context.Context) (*pgx.Conn, error)
+	// Side opens a connection of the login itself, to clean the live tables; nil leaves them to autovacuum.
+	Side              func(ctx context.Context) (*pgx.Conn, error)
+	VacuumAfter       int           // steps moved before the live tables are cleaned; 0: 20,000
 	Retention         time.Duration // age of ended tasks that are dropped; 0 keeps them for ever
 	PartitionInterval time.Duration // how often a fresh task partition is begun; 0: a week
 	MaxWaiting        int           // calls that may wait for a batch; 0: 10,000
@@ -76,6 +79,9 @@ func New(st *store.Store, c Config) *Engine {
 	if c.MaxStreams == 0 {
 		c.MaxStreams = 10_000
 	}
+	if c.VacuumAfter == 0 {
+		c.VacuumAfter = vacuumAfter
+	}
 	if c.PartitionInterval == 0 {
 		c.PartitionInterval = 7 * 24 * time.Hour
 	}
@@ -109,6 +115,9 @@ func (e *Engine) Run(ctx context.Context) error {
 	g.Go(func() error { return e.settleLoop(ctx) })
 	g.Go(func() error { return e.unsettledLoop(ctx) })
 	g.Go(func() error { return e.retentionLoop(ctx) })
+	if e.conf.Side != nil {
+		g.Go(func() error { return e.vacuumLoop(ctx) })
+	}
 	if e.conf.Listen != nil {
 		g.Go(func() error { return e.listenLoop(ctx) })
 		g.Go(func() error { return e.notifyLoop(ctx) })

@@ -158,7 +158,7 @@ func (w wire) split() []string {
 
 // notifyLoop sends what has gathered, at most about once a millisecond, over a connection of its own.
 func (e *Engine) notifyLoop(ctx context.Context) error {
-	return e.onConnection(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	return e.onConnection(ctx, e.conf.Listen, func(ctx context.Context, conn *pgx.Conn) error {
 		// A notification that a crash forgets is no loss.
 		if _, err := conn.Exec(ctx, "set synchronous_commit = off"); err != nil {
 			return err
@@ -194,7 +194,7 @@ func (e *Engine) notifyLoop(ctx context.Context) error {
 
 // listenLoop hears what other servers changed. While it is down, probes come oftener.
 func (e *Engine) listenLoop(ctx context.Context) error {
-	return e.onConnection(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	return e.onConnection(ctx, e.conf.Listen, func(ctx context.Context, conn *pgx.Conn) error {
 		defer e.notifier.heard.Store(false)
 		// A server that listens holds this lock, shared, for as long as it does: so the others count it.
 		if _, err := conn.Exec(ctx, "select pg_advisory_lock_shared(hashtext('tasker.listener'))"); err != nil {
@@ -279,11 +279,11 @@ func (e *Engine) hear(payload string) {
 }
 
 // onConnection runs f on a connection of its own, again after a pause whenever it breaks.
-func (e *Engine) onConnection(ctx context.Context, f func(context.Context, *pgx.Conn) error) error {
+func (e *Engine) onConnection(ctx context.Context, open func(context.Context) (*pgx.Conn, error), f func(context.Context, *pgx.Conn) error) error {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		started := time.Now()
 		err := func() error {
-			conn, err := e.conf.Listen(ctx)
+			conn, err := open(ctx)
 			if err != nil {
 				return err
 			}

@@ -7,8 +7,8 @@ import (
 
 // counters count what the engine did since it was made.
 type counters struct {
-	submitted, reported, granted, flushes, expired atomic.Int64
-	flushTime                                      atomic.Int64 // ns
+	submitted, reported, granted, flushes, expired, vacuums atomic.Int64
+	flushTime                                               atomic.Int64 // ns
 }
 
 func (c *counters) flush(reports, grants int, took time.Duration) {
@@ -21,6 +21,7 @@ func (c *counters) flush(reports, grants int, took time.Duration) {
 // Stats is a reading of what the engine did and holds.
 type Stats struct {
 	Submitted, Reported, Granted, Flushes, Expired int64
+	Vacuums                                        int64         // of the live tables, by this server
 	FlushTime                                      time.Duration // all flushes together
 	Waiting                                        int64         // calls waiting for a batch
 	Streams, Sessions, Leases                      int           // of this server
@@ -31,7 +32,7 @@ type Stats struct {
 func (e *Engine) Stats() Stats {
 	s := Stats{
 		Submitted: e.stats.submitted.Load(), Reported: e.stats.reported.Load(), Granted: e.stats.granted.Load(),
-		Flushes: e.stats.flushes.Load(), Expired: e.stats.expired.Load(), FlushTime: time.Duration(e.stats.flushTime.Load()),
+		Flushes: e.stats.flushes.Load(), Expired: e.stats.expired.Load(), Vacuums: e.stats.vacuums.Load(), FlushTime: time.Duration(e.stats.flushTime.Load()),
 		Waiting: e.waiting.Load(), Listening: e.notifier.hears(),
 	}
 	for _, h := range e.everyHub() {
