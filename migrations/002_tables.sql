@@ -8,8 +8,8 @@
 --   step_end             complete, resolved_manually or cancelled: its key makes recording exactly-once
 --
 -- Big tables are insert-only and partitioned by task_id; only the small live tables churn. A verb moves a live row by
--- deleting it here and inserting it there in one transaction, after locking it (ready and backoff rows are never updated,
--- so the lock and the delete may share a statement; lease rows are, so they may not).
+-- deleting it here and inserting it there in one transaction, after locking it. Lock and delete may share a statement:
+-- ready and backoff rows are never updated, and where a lease was, in between, must_move() undoes the transaction.
 --
 -- Lock order, everywhere: submit_key, worker_session, live rows by (task_id, step_no), join_wait by (task_id, step_no,
 -- stripe) with the root stripes last, history. Every bound array is sorted first.

@@ -1,8 +1,8 @@
 // Package store holds every SQL statement of Tasker: one file in sql/ a statement, one method a verb.
 //
 // A step's state is the table its row stands in (see migrations/002_tables.sql). Every verb that moves a live row locks
-// it first and acts in a later statement, in a fresh snapshot; the only exceptions are ready and backoff rows, which are
-// never updated, so a claim may lock and delete them at once.
+// it first and acts in a later statement, in a fresh snapshot. Two do both in one statement: a claim, since ready and backoff
+// rows are never updated, and a report, which is undone and run again when a heartbeat came in between (must_move).
 //
 // Refusals that a caller may see are *task.Error. Every other error is a bug of ours or the database's trouble.
 package store
