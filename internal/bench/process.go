@@ -44,9 +44,7 @@ func (w *world) spawn(ctx context.Context, environment []string, args ...string)
 	p.command.Env = append(p.command.Env, environment...)
 	first := &firstLine{line: make(chan string, 1)}
 	p.command.Stdout, p.command.Stderr = first, &p.said
-	// A group of its own: a terminal's Ctrl-C reaches us, and we stop it in order.
-	p.command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	dieWithParent(p.command.SysProcAttr)
+	p.command.SysProcAttr = apart()
 	started := make(chan error)
 	go func() {
 		// The child dies with the thread that made it, where it dies with its parent at all.
