@@ -37,6 +37,9 @@ begin
     return null;                               -- nothing was submitted since: the current partition is still fresh
   end if;
   next_number := ((last_number >> 28) + 1) << 28;
+  if next_number >= 1::bigint << 40 then
+    return null;                               -- no fresh partition is left: the last one serves as long as its numbers do
+  end if;
   perform ensure_task_partitions((shard::bigint << 40) | next_number, 2);
   execute format('alter sequence task_number_seq restart with %s', next_number);
   insert into partition_roll (first_number, rolled_at) values (next_number, clock_timestamp());

@@ -4,17 +4,20 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	runtimemetrics "runtime/metrics"
 	"sync"
 	"time"
 )
 
 // The collector's pace. A server's live heap is small, so under load Go's default would collect it ten times a second and more,
-// for a fifth of the server's processor time. It may then grow to five times what lives; a server at rest keeps the default,
+// for a fifth of the server's processor time. It may then grow to five times what lives, half a gigabyte at most; a server at rest keeps the default,
 // and with it a footprint that follows the number of its streams.
 const (
 	calmPercent = 100 // Go's default
 	busyPercent = 400
 	busyBelow   = 500 * time.Millisecond // between two collections
+	// smallHeap is what may live, at most, for the heap to be let grow.
+	smallHeap = 96 << 20
 )
 
 var paceOnce sync.Once
@@ -31,7 +34,7 @@ func paceCollector() {
 		var beat func(*pulse)
 		beat = func(p *pulse) {
 			now := time.Now()
-			if next := collectorPercent(percent, now.Sub(last)); next != percent {
+			if next := collectorPercent(percent, now.Sub(last), liveHeap()); next != percent {
 				percent = next
 				debug.SetGCPercent(percent)
 			}
@@ -42,9 +45,19 @@ func paceCollector() {
 	})
 }
 
-// collectorPercent is GOGC after a collection that came so long after the one before. At the busy pace collections are four
-// times as rare for the same load.
-func collectorPercent(percent int, since time.Duration) int {
+// liveHeap is what the last collection found alive, in bytes.
+func liveHeap() uint64 {
+	sample := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	runtimemetrics.Read(sample)
+	return sample[0].Value.Uint64()
+}
+
+// collectorPercent is GOGC after a collection that found so much alive and came so long after the one before. At the busy pace
+// collections are four times as rare for the same load.
+func collectorPercent(percent int, since time.Duration, live uint64) int {
+	if live > smallHeap {
+		return calmPercent
+	}
 	limit := busyBelow
 	if percent == busyPercent {
 		limit *= busyPercent / calmPercent

@@ -15,7 +15,10 @@ func TestTheCollectorsPaceFollowsTheLoad(t *testing.T) {
 		// The same load, at a quarter of the collections, is still load.
 		{busyPercent, busyBelow, busyPercent}, {busyPercent, 4*busyBelow - 1, busyPercent}, {busyPercent, 4 * busyBelow, calmPercent},
 	} {
-		if got := collectorPercent(c.percent, c.since); got != c.want {
+		if got := collectorPercent(c.percent, c.since, smallHeap+1); got != calmPercent {
+			t.Errorf("a large heap is let grow at %d", got)
+		}
+		if got := collectorPercent(c.percent, c.since, smallHeap); got != c.want {
 			t.Errorf("at %d, %v after the last one: %d, want %d", c.percent, c.since, got, c.want)
 		}
 	}

@@ -109,7 +109,7 @@ func (c *Config) options() []option {
 
 		{"shard", Keeping, &c.Shard, "N", "number of the shard that this database is, 0 to 511: it is part of every task id. Never change it for a database in use"},
 		{"retention", Keeping, &c.Retention, "DURATION", "how long an ended task is kept; 0 keeps it for ever. Unfinished tasks are never dropped"},
-		{"partition-interval", Keeping, &c.PartitionInterval, "DURATION", "how often the tables of tasks begin a new partition, which is dropped as a whole; at least 1m"},
+		{"partition-interval", Keeping, &c.PartitionInterval, "DURATION", "how often the tables of tasks begin a new partition, which is dropped as a whole; at least 24h"},
 
 		{"call-timeout", Limits, &c.CallTimeout, "DURATION", "deadline of a call that came without one, 1s to 10m; what the call asks to wait comes on top"},
 		{"shutdown-timeout", Limits, &c.ShutdownTimeout, "DURATION", "longest time between the signal to stop and the end, 1s to 20s"},
@@ -205,7 +205,7 @@ func (c *Config) Check() error {
 	must(c.HotConnections >= 1 && c.HotConnections <= 1000, "database-hot-connections", "1 to 1000")
 	must(c.Shard >= 0 && c.Shard <= 511, "shard", "0 to 511")
 	must(c.Retention >= 0, "retention", "0 or more")
-	must(c.PartitionInterval >= time.Minute, "partition-interval", "at least 1m")
+	must(c.PartitionInterval >= 24*time.Hour, "partition-interval", "at least 24h")
 	must(c.CallTimeout >= time.Second && c.CallTimeout <= 10*time.Minute, "call-timeout", "1s to 10m")
 	must(c.ShutdownTimeout >= time.Second && c.ShutdownTimeout <= maxShutdown, "shutdown-timeout", "1s to 20s")
 	must(c.ConnectionAge >= time.Minute, "connection-age", "at least 1m")

@@ -31,6 +31,8 @@ const (
 	linearFrom = 64 << 10
 
 	payloadInFlight = 64
+	// tellTime is how long the last sessions may take to end and tell what they did.
+	tellTime = 10 * time.Second
 	// payloadSubmit is the most bytes that one call submits.
 	payloadSubmit = 2 << 20
 	// A size takes at least so many tasks, and at most.
@@ -92,17 +94,21 @@ func (w *world) judgeRewrites(ctx context.Context) error {
 		return err
 	}
 	var inserted, updated int64
-	err := w.conn.QueryRow(ctx, `
-		select coalesce(sum(n_tup_ins), 0)::bigint, coalesce(sum(n_tup_upd), 0)::bigint
-		from pg_stat_user_tables where relname ~ '^(task|step|step_end)_p[0-9]+$'`).Scan(&inserted, &updated)
-	if err != nil {
-		return fmt.Errorf("counting rewrites: %w", err)
+	// Three rows a step, when all of them have been told of: before that, no update need have been, either. A session outlives
+	// its server a little.
+	whole := 3 * w.steps.Load()
+	for begun := time.Now(); inserted < whole && time.Since(begun) < tellTime; pause(ctx, 20*time.Millisecond) {
+		err := w.conn.QueryRow(ctx, `
+			select coalesce(sum(n_tup_ins), 0)::bigint, coalesce(sum(n_tup_upd), 0)::bigint
+			from pg_stat_user_tables where relname ~ '^(task|step|step_end)_p[0-9]+$'`).Scan(&inserted, &updated)
+		if err != nil {
+			return fmt.Errorf("counting rewrites: %w", err)
+		}
 	}
-	// Three rows a step, were they all told of: no insert told of would mean that no update would be, either.
 	w.doc.Set("B10.inserted_rows", float64(inserted))
 	w.doc.judge(row{
 		name: "B10.rewritten", unit: "rows", ours: float64(updated), ratio: float64(updated) / float64(max(inserted, 1)),
-		beside: fmt.Sprintf("of %d", inserted), bar: "0", met: updated == 0 && inserted >= 3*w.steps.Load(),
+		beside: fmt.Sprintf("of %d", inserted), bar: "0", met: updated == 0 && inserted >= whole,
 	})
 	return nil
 }

@@ -11,14 +11,14 @@ import (
 func (c *Config) Tiny() {
 	c.sizes = &sizes{
 		rounds: 1, warmup: 100 * time.Millisecond, window: 500 * time.Millisecond, callWindow: 100 * time.Millisecond,
-		floorWindow: 100 * time.Millisecond, probes: 20, sample: -1, chains: 5, chainEvery: 10 * time.Millisecond,
+		floorWindow: 300 * time.Millisecond, probes: 20, sample: -1, chains: 5, chainEvery: 10 * time.Millisecond,
 		longChains: 1, chainSteps: 10, manyChains: 5, manySteps: 3,
 		fanRounds: 1, wideFan: 300, narrowFan: 10, fans: 3, fanServers: 2,
 		dueSteps: 300, dueMargin: 300 * time.Millisecond,
 		backlogs: []int64{300, 600}, aside: 100, claimTurns: 2, claims: 1,
 		oldBefore: 200 * time.Millisecond, oldDuring: 300 * time.Millisecond, oldRate: 500,
 		idleStreams: 20, idleWindow: 100 * time.Millisecond, idleSettle: 10 * time.Millisecond,
-		replicas: []int{1, 2}, wakes: 20, wakeEvery: 5 * time.Millisecond, replicaWindow: 100 * time.Millisecond,
+		replicas: []int{1, 2}, wakes: 20, wakeEvery: 5 * time.Millisecond, replicaWindow: 500 * time.Millisecond,
 		tenantBacklog: 3000, tenantBeats: 10, tenantEvery: 10 * time.Millisecond,
 		payloads: []int{100, 64 << 10, 128 << 10}, payloadBytes: 256 << 10,
 		freshSteps: 500,

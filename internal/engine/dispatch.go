@@ -72,63 +72,6 @@ func (h *hub) next() (*flush, bool) {
 	}
 }
 
-// beat needs h.mu.
-func (h *hub) beat() {
-	for _, s := range h.sessions {
-		if s.beatDue {
-			s.beatDue = false
-			s.beatAt = time.Now().Add(s.reg.HeartbeatInterval)
-			h.arm(s.beatAt)
-			for st := range s.streams {
-				st.push(Frame{Heartbeat: true, InFlight: len(s.leases)})
-			}
-			if n := h.notices(s); s.newest != nil && !slices.EqualFunc(n, s.noticed, sameNotice) {
-				s.noticed = n
-				if len(n) > 0 {
-					s.newest.push(Frame{Notices: n})
-				}
-			}
-		}
-	}
-}
-
-// notices needs h.mu: it says why handlers give a session nothing although it has room.
-func (h *hub) notices(s *session) []Notice {
-	var out []Notice
-	if s.drained {
-		for _, name := range s.reg.Handlers {
-			out = append(out, Notice{Handler: name, Reason: "drained"})
-		}
-		return out
-	}
-	if s.gone || len(s.leases) >= s.reg.MaxInFlight {
-		return nil
-	}
-	for _, name := range s.reg.Handlers {
-		if limit, ok := s.reg.HandlerLimits[name]; ok && s.byHandler[name] >= limit {
-			out = append(out, Notice{Handler: name, Reason: "handler_limit"})
-			continue
-		}
-		n := Notice{Handler: name, Reason: "nothing_ready"}
-		hot := false
-		for _, x := range h.handler(name).lanes {
-			hot = hot || x.hot || x.claiming
-			if !x.dueAt.IsZero() && (n.Until == nil || h.e.clock.database(x.dueAt).Before(*n.Until)) {
-				due := h.e.clock.database(x.dueAt)
-				n.Reason, n.Until = "not_due", &due
-			}
-		}
-		if !hot {
-			out = append(out, n)
-		}
-	}
-	return out
-}
-
-func sameNotice(a, b Notice) bool {
-	return a.Handler == b.Handler && a.Reason == b.Reason && (a.Until == nil) == (b.Until == nil) && (a.Until == nil || a.Until.Equal(*b.Until))
-}
-
 // takeReports needs h.mu. Two reports of one token never share a batch: the later one waits for the next.
 func (h *hub) takeReports() []*pendingReport {
 	if len(h.reports) == 0 {
@@ -226,27 +169,37 @@ type laneSlots struct {
 }
 
 // fillSlots needs h.mu. It hands out slots one by one: handlers take turns, a handler's lanes by their weights, and its
-// sessions take turns, each as far as it has room.
-func (h *hub) fillSlots(all bool, most int) []laneSlots {
+// sessions take turns, each as far as it has room. Lanes where something is known to stand come first, with most slots at
+// least; with all, the others share as many again, for what reports are about to wake in them.
+func (h *hub) fillSlots(all bool, most int) (out []laneSlots) {
+	hot := func(x *lane) bool { return x.hot && !x.claiming }
+	out, slots := h.addSlots(nil, hot, min(most, maxClaim))
+	if all {
+		cold := func(x *lane) bool { return !x.hot && !x.claiming }
+		out, _ = h.addSlots(out, cold, min(most, maxClaim-slots))
+	}
+	return out
+}
+
+// addSlots adds up to most slots of the lanes that are wanted, and tells how many.
+func (h *hub) addSlots(out []laneSlots, wanted func(*lane) bool, most int) (_ []laneSlots, slots int) {
 	var (
 		open  []*handler
 		last  *handler
 		lanes = map[*lane]int{}
-		out   []laneSlots
 	)
-	ready := func(x *lane) bool { return (x.hot || all) && !x.claiming }
 	for i := range h.ring {
 		x := h.ring[(h.ringAt+i)%len(h.ring)]
-		if len(x.sessions) > 0 && slices.ContainsFunc(x.lanes, ready) {
+		if len(x.sessions) > 0 && slices.ContainsFunc(x.lanes, wanted) {
 			open = append(open, x)
 			if len(open) == maxLanes {
 				break
 			}
 		}
 	}
-	// Room for each of them, whoever has work: what a report wakes may stand in any.
+	// Room for each of them, whoever has work.
 	most = min(max(most, 4*len(open)), maxClaim)
-	for slots := 0; slots < most && len(open) > 0; {
+	for slots < most && len(open) > 0 {
 		for i := 0; i < len(open) && slots < most; {
 			x := open[i]
 			s := x.turn()
@@ -254,7 +207,7 @@ func (h *hub) fillSlots(all bool, most int) []laneSlots {
 				open = slices.Delete(open, i, i+1)
 				continue
 			}
-			l := x.pick(ready)
+			l := x.pick(wanted)
 			at, ok := lanes[l]
 			if !ok {
 				at = len(out)
@@ -272,7 +225,7 @@ func (h *hub) fillSlots(all bool, most int) []laneSlots {
 		// Whoever had the last slot has the last turn next time.
 		h.ringAt = (slices.Index(h.ring, last) + 1) % len(h.ring)
 	}
-	return out
+	return out, slots
 }
 
 // turn gives the next session that has room for the handler.
@@ -416,6 +369,11 @@ func (h *hub) release(f *flush, grants []store.Grant) {
 				x.cursor = *g.Seq
 			}
 		}
+		if x.wokenAt > 0 {
+			x.cursor, x.wokenAt = min(x.cursor, x.wokenAt-1), 0
+		}
+		// A look from the beginning that found its fill has not seen all that stands behind the cursor.
+		x.lane.full = x.lane.full || x.full && found[x.ID] == x.count
 		switch {
 		case found[x.ID] == x.count, x.again:
 			x.hot = true

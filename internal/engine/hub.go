@@ -49,6 +49,7 @@ type lane struct {
 	hot      bool  // a claim may find something
 	claiming bool  // a claim is under way: another one of this server would only skip its rows
 	again    bool  // woken while claiming
+	wokenAt  int64 // the lowest seq woken while claiming; 0: none
 	full     bool  // the next claim looks from the beginning
 	unswept  bool  // claimed from since the last full look
 	sweepAt  time.Time
@@ -146,10 +147,7 @@ func (h *hub) woken(l store.Lane, w store.Wake) {
 	defer h.mu.Unlock()
 	x := h.lane(l)
 	if w.Seq > 0 {
-		if w.Seq <= x.cursor {
-			x.cursor = w.Seq - 1
-		}
-		x.heat()
+		x.rewind(w.Seq)
 	}
 	if w.DueAt != nil {
 		h.due(x, h.e.clock.local(*w.DueAt))
@@ -157,6 +155,15 @@ func (h *hub) woken(l store.Lane, w store.Wake) {
 	if x.hot {
 		h.work.Signal()
 	}
+}
+
+// rewind heeds that a row stands at seq. A claim under way may have passed it by, and must not leave the cursor behind it.
+func (x *lane) rewind(seq int64) {
+	x.cursor = min(x.cursor, seq-1)
+	if x.claiming && (x.wokenAt == 0 || seq < x.wokenAt) {
+		x.wokenAt = seq
+	}
+	x.heat()
 }
 
 func (x *lane) heat() {

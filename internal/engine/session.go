@@ -327,10 +327,7 @@ func (h *hub) probed(probes []store.Probed) {
 		h.e.clock.learn(p.At)
 		x := h.lane(p.Lane)
 		if p.Seq != nil {
-			if *p.Seq <= x.cursor {
-				x.cursor = *p.Seq - 1
-			}
-			x.heat()
+			x.rewind(*p.Seq)
 		}
 		if p.DueAt != nil {
 			h.due(x, h.e.clock.local(*p.DueAt))

@@ -79,7 +79,7 @@ func (e *Engine) Open(ctx context.Context, r Registration) (*Stream, error) {
 	s.endStreams()
 	s.streams[st], s.newest = true, st
 	s.noticed = nil
-	s.beatAt = time.Now().Add(r.HeartbeatInterval)
+	s.beatAt = beatTime(r.HeartbeatInterval)
 	h.arm(s.beatAt)
 	h.work.Broadcast()
 	if len(st.frames) > 0 {

@@ -47,7 +47,12 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 			handlers = e.subscribed()
 			probeAt = time.Now().Add(rest * 8 / 10)
 		}
-		t, err := e.store.Tick(ctx, handlers)
+		t, err := e.tick(ctx, handlers)
+		if err != nil && handlers != nil {
+			// Whatever keeps the lanes from being looked into must not keep leases from ending.
+			e.sweepFailed(ctx, "looking into lanes", err)
+			t, err = e.tick(ctx, nil)
+		}
 		if err != nil {
 			e.sweepFailed(ctx, "looking for what is due", err)
 			return rest
@@ -81,6 +86,15 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 		}
 		return 50 * time.Millisecond // rows that others held were passed by
 	})
+}
+
+// tickTimeout bounds one look. The front of a lane is full of dead rows while an old transaction holds them.
+const tickTimeout = 2 * time.Second
+
+func (e *Engine) tick(ctx context.Context, handlers map[int32][]string) (store.Tick, error) {
+	ctx, cancel := context.WithTimeout(ctx, tickTimeout)
+	defer cancel()
+	return e.store.Tick(ctx, handlers)
 }
 
 // subscribed lists, by namespace, the handlers that a session of this server asks for.

@@ -22,7 +22,7 @@ func (e *Engine) vacuumLoop(ctx context.Context) error {
 	var moved int64 // when the tables were last cleaned
 	return e.onConnection(ctx, e.conf.Side, func(ctx context.Context, conn *pgx.Conn) error {
 		var owns bool
-		const ask = "select bool_and(pg_has_role(session_user, relowner, 'USAGE')) from pg_class where oid in ('ready'::regclass, 'backoff'::regclass, 'lease'::regclass)"
+		const ask = "select bool_and(pg_has_role(session_user, relowner, 'USAGE')) from pg_class where oid in ('ready'::regclass, 'backoff'::regclass, 'lease'::regclass, 'parked'::regclass)"
 		if err := conn.QueryRow(ctx, ask).Scan(&owns); err != nil {
 			return err
 		}
@@ -44,7 +44,7 @@ func (e *Engine) vacuumLoop(ctx context.Context) error {
 				continue
 			}
 			// Shortening the files would take an exclusive lock, to no end: they grow again at once.
-			if _, err := conn.Exec(ctx, "vacuum (skip_locked, truncate off, index_cleanup on) ready, backoff, lease", pgx.QueryExecModeSimpleProtocol); err != nil {
+			if _, err := conn.Exec(ctx, "vacuum (skip_locked, truncate off, index_cleanup on) ready, backoff, lease, parked", pgx.QueryExecModeSimpleProtocol); err != nil {
 				return err
 			}
 			moved = now

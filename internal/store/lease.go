@@ -203,7 +203,7 @@ func (s *Store) queueEnded(b *pgx.Batch, namespaceID int32, locked []expired, de
 		outcomes, waits = append(outcomes, string(outcome)), append(waits, delays[e.Token])
 	}
 	if len(failures) > 0 {
-		s.queueFailures(b, namespaceID, failures, change, func(r *task.Reported) {
+		s.queueFailures(b, namespaceID, failures, change, func(_ [16]byte, r *task.Reported) {
 			e := tokens[r.Step]
 			e.Parked = r.Parked
 			*ended = append(*ended, e)

@@ -391,3 +391,74 @@ func TestRaceOfTwoInstancesOfOneWorker(t *testing.T) {
 		}
 	})
 }
+
+// A worker whose lease ran out and the one that was granted its step may report in one flush: each is answered for itself.
+func TestAStaleTokenInABatchIsAnsweredForItself(t *testing.T) {
+	for _, outcome := range []task.Outcome{task.Success, task.RetryableFailure} {
+		for _, staleFirst := range []bool{true, false} {
+			c := newCrowd(t, 1, 2)
+			c.submit([]task.StepSpec{step()})
+			s := c.servers[0]
+			stale := c.claim(s, 1)[0]
+			_, _, err := s.GiveBack(c.Context(), c.ns, []store.HeldLease{{Step: stale.Step, Nonce: stale.Nonce}}, task.Released)
+			c.ok(err)
+			current := c.claim(s, 1)[0]
+			batch, now := []task.Report{outcomeOf(stale, outcome), outcomeOf(current, outcome)}, 1
+			if !staleFirst {
+				batch[0], batch[1], now = batch[1], batch[0], 0
+			}
+			f, err := s.Flush(c.Context(), c.ns, batch, nil)
+			c.ok(err)
+			if f.Answers[now].Late || f.Answers[now].Reported == nil {
+				t.Errorf("S4: %s: the report under the current token is answered %+v", outcome, f.Answers[now])
+			}
+			if !f.Answers[1-now].Late || f.Answers[1-now].Reported != nil {
+				t.Errorf("S4: %s: the report under the stale token is answered %+v", outcome, f.Answers[1-now])
+			}
+			if len(f.Change.Freed) != 1 || f.Change.Freed[0] != current {
+				t.Errorf("%s: freed %v, want the current token alone", outcome, f.Change.Freed)
+			}
+		}
+	}
+}
+
+// Workers send heartbeats for the very steps that they are reporting, until they are answered: no flush may be refused for it.
+func TestHeartbeatsOfWhatIsReportedRefuseNoFlush(t *testing.T) {
+	const steps = 100
+	c := newCrowd(t, 3, 4)
+	tasks := make([][]task.StepSpec, steps)
+	for i := range tasks {
+		tasks[i] = []task.StepSpec{step()}
+	}
+	for range 6 {
+		c.submit(tasks...)
+		tokens := c.claim(c.servers[0], steps)
+		beats := make([]store.Beat, len(tokens))
+		reports := make([]task.Report, len(tokens))
+		for i, token := range tokens {
+			beats[i], reports[i] = store.Beat{Token: token}, outcomeOf(token, task.Success)
+		}
+		done := make(chan struct{})
+		beat := func(s *store.Store) func() {
+			return func() {
+				for {
+					select {
+					case <-done:
+						return
+					default:
+						_, err := s.Heartbeat(c.Context(), c.ns, beats)
+						c.refusal(err)
+					}
+				}
+			}
+		}
+		together(beat(c.servers[1]), beat(c.servers[2]), beat(c.servers[2]), func() {
+			defer close(done)
+			if _, err := c.servers[0].Flush(c.Context(), c.ns, reports, nil); err != nil {
+				t.Errorf("the flush was refused: %v", err)
+			}
+		})
+	}
+	c.sound()
+	c.noDeadlocks()
+}

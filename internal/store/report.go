@@ -55,11 +55,14 @@ func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Rep
 			failures = append(failures, i)
 		}
 	}
+	tries := 0
 	err = s.inPipeline(ctx, func(p *pipeline) error {
 		f = Flushed{Answers: make([]Answer, len(reports))}
 		b := &pgx.Batch{}
-		if len(successes) > 0 && len(failures) > 0 {
-			// Each of the two statements locks in order, but the two together only if all is locked before.
+		// Each of the two statements locks in order, but the two together only if all is locked before. And where heartbeats
+		// move the leases, a statement that waits for one wakes up with an old snapshot: locked before, they are all in the
+		// snapshot of the next statement, and no try after the first is lost to a heartbeat.
+		if tries++; tries > 1 || len(successes) > 0 && len(failures) > 0 {
 			lockAll(b, reports, order)
 		}
 		s.queueComplete(b, namespaceID, reports, successes, &f)
@@ -91,19 +94,19 @@ func (s *Store) queueComplete(b *pgx.Batch, namespaceID int32, reports []task.Re
 	}
 	n := len(which)
 	ids, nos, tokens, digests, results := make([]int64, n), make([]int32, n), make([][16]byte, n), make([][]byte, n), make([]string, n)
-	at := make(map[stepKey]int, n)
+	at := make(map[[16]byte]int, n)
 	for k, i := range which {
 		r := &reports[i]
 		ids[k], nos[k], tokens[k] = int64(r.Token.Step.Task()), int32(r.Token.Step.No()), r.Token.Nonce //nolint:gosec // ≤ 10,000
 		digests[k], results[k] = r.Digest[:16], r.Results
-		at[stepKey{ids[k], r.Token.Step.No()}] = i
+		at[r.Token.Nonce] = i
 	}
 	eachRow(b, "complete", func(c *columns) {
 		what := c.text("ended")
-		id, stepNo, laneID, seq, count := task.ID(c.int64()), c.int(), c.int32(), c.int64(), c.int()
+		id, token, laneID, seq, count := task.ID(c.int64()), c.uuid(), c.int32(), c.int64(), c.int()
 		switch what {
 		case "ended":
-			i := at[stepKey{int64(id), stepNo}]
+			i := at[token]
 			f.Answers[i].Reported = &task.Reported{
 				Step: reports[i].Token.Step, State: task.StepComplete, RetryLimit: count, RecordedAt: c.time(), Attempts: c.int(),
 				Dispatches: c.int(), LostLeases: c.int(), Epoch: c.int(),
@@ -133,21 +136,21 @@ func (s *Store) queueFail(b *pgx.Batch, namespaceID int32, reports []task.Report
 		return
 	}
 	failures := make([]failure, len(which))
-	at := make(map[task.StepID]int, len(which))
+	at := make(map[[16]byte]int, len(which))
 	for k, i := range which {
 		r := &reports[i]
 		failures[k] = failure{Failure: r.Failure, token: r.Token, outcome: r.Outcome, digest: r.Digest[:16], skip: r.Skip, hint: r.Hint}
-		at[r.Token.Step] = i
+		at[r.Token.Nonce] = i
 	}
-	s.queueFailures(b, namespaceID, failures, &f.Change, func(r *task.Reported) {
-		i := at[r.Step]
+	s.queueFailures(b, namespaceID, failures, &f.Change, func(token [16]byte, r *task.Reported) {
+		i := at[token]
 		f.Answers[i].Reported = r
 		f.Change.Freed = append(f.Change.Freed, reports[i].Token)
 	})
 }
 
 // queueFailures queues fail.sql for failures that are sorted by step.
-func (s *Store) queueFailures(b *pgx.Batch, namespaceID int32, failures []failure, change *Change, concluded func(*task.Reported)) {
+func (s *Store) queueFailures(b *pgx.Batch, namespaceID int32, failures []failure, change *Change, concluded func(token [16]byte, r *task.Reported)) {
 	n := len(failures)
 	var (
 		ids                                            = make([]int64, n)
@@ -179,13 +182,14 @@ func (s *Store) queueFailures(b *pgx.Batch, namespaceID int32, failures []failur
 			moved        int
 			taskID       int64
 			stepNo       int
+			token        [16]byte
 			laneID       int32
 			failuresNow  int
 			park, source *string
 			code         *string
 			r            task.Reported
 		)
-		if err := rows.Scan(&moved, &taskID, &stepNo, &laneID, &r.Dispatches, &r.Epoch, &r.Attempts, &failuresNow, &r.RetryLimit,
+		if err := rows.Scan(&moved, &taskID, &stepNo, &token, &laneID, &r.Dispatches, &r.Epoch, &r.Attempts, &failuresNow, &r.RetryLimit,
 			&r.LostLeases, &park, &r.RecordedAt, &r.NextRetryAt, &r.AppliedDelay, &source, &r.DelayClamped, &code); err != nil {
 			return err
 		}
@@ -199,7 +203,7 @@ func (s *Store) queueFailures(b *pgx.Batch, namespaceID int32, failures []failur
 		} else {
 			change.Wake = append(change.Wake, Wake{LaneID: laneID, DueAt: r.NextRetryAt})
 		}
-		concluded(&r)
+		concluded(token, &r)
 		return nil
 	}, s.at(), ids, nos, outcomes, digests, skips, after, at, sources, jitter, codes, messages, classes, statuses, stackTraces, details, namespaceID, tokens)
 }

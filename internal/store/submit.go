@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,6 +53,9 @@ func (t *TaskIDs) Take(ctx context.Context, n int) ([]task.ID, error) {
 		if t.next == t.until || time.Now().After(t.stale) {
 			if err := t.Store.Hot.QueryRow(ctx, "select nextval('task_number_seq')").Scan(&t.next); err != nil {
 				return nil, err
+			}
+			if t.next+blockSize > task.MaxNumber {
+				return nil, fmt.Errorf("shard %d has used up its task numbers: give new tasks to another shard", t.Shard)
 			}
 			t.until, t.stale = t.next+blockSize, time.Now().Add(blockLife)
 		}

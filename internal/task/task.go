@@ -26,6 +26,8 @@ const (
 	MaxEdges = 50_000
 	// MaxParents is how many parents a step may have.
 	MaxParents = 10_000
+	// MaxNumber is how many tasks a shard may ever have: their numbers are below it.
+	MaxNumber = 1 << (shardBits - stepBits)
 	// MaxShard is the largest shard number.
 	MaxShard = 1<<(63-shardBits) - 1
 )

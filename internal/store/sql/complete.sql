@@ -30,7 +30,7 @@ ended as (
   select task_id, step_no, 'complete', attempts + 1, failures, dispatches, lost_leases, epoch, event_no + 1, session_id,
     token, digest, coalesce(confirmed_at, granted_at), ended_at, results
   from locked
-  returning task_id, step_no, ended_at, attempts, dispatches, lost_leases, epoch
+  returning task_id, step_no, token, ended_at, attempts, dispatches, lost_leases, epoch
 ),
 parent as materialized (
   select e.*, s.retry_limit, s.children, s.join_children, s.join_stripe, s.join_need
@@ -100,18 +100,18 @@ recorded_end as (
   select coalesce($1, clock_timestamp()), $7, 'task_ended', array_agg(task_id), array_agg('complete'::text)
   from finished having count(*) > 0
 )
-select 'gone' as what, null::bigint as task_id, null::int as step_no, null::int as lane_id, null::bigint as seq,
+select 'gone' as what, null::bigint as task_id, null::uuid as token, null::int as lane_id, null::bigint as seq,
   must_move(count(*), (select count(*)::int from locked)) as count, null::timestamptz as ended_at, null::int as attempts,
   null::int as dispatches, null::int as lost_leases, null::int as epoch
 from gone
 union all
 -- count is the step's retry_limit here
-select 'ended', task_id, step_no, null, null, retry_limit, ended_at, attempts, dispatches, lost_leases, epoch from parent
+select 'ended', task_id, token, null, null, retry_limit, ended_at, attempts, dispatches, lost_leases, epoch from parent
 union all
 select 'woken', null, null, lane_id, min(seq), count(*)::int, null, null, null, null, null from woken group by lane_id
 union all
 -- a task with a parked step may have come to its end in error by this
-select distinct 'settle', e.task_id, null::int, null::int, null::bigint, 1, null::timestamptz, null::int, null::int, null::int, null::int
+select distinct 'settle', e.task_id, null::uuid, null::int, null::bigint, 1, null::timestamptz, null::int, null::int, null::int, null::int
 from ended e
 cross join lateral (select parked.task_id from parked where parked.task_id = e.task_id limit 1) p
 -- nothing is parked most of the time: then no step pays for the look

@@ -126,6 +126,6 @@ recorded as (
   from concluded group by outcome
 )
 select must_move((select count(*) from gone), (select count(*)::int from locked)) as moved,
-  task_id, step_no, lane_id, dispatches, epoch, attempts_after, failures_after, retry_limit, lost_leases,
+  task_id, step_no, token, lane_id, dispatches, epoch, attempts_after, failures_after, retry_limit, lost_leases,
   park::text as park, ended_at, next_retry_at, base_delay + jitter_delay as applied_delay, source::text as delay_source, clamped, error_code
 from concluded
