@@ -171,5 +171,6 @@ func (w *world) runAnalyzed(ctx context.Context, l *lot, n int) (took time.Durat
 	}()
 	took, err = l.run(ctx, n)
 	cancel()
-	return took, at, errors.Join(err, <-analyzed)
+	err = errors.Join(err, <-analyzed) // at is written by then
+	return took, at, err
 }

@@ -71,6 +71,15 @@ func runB3(ctx context.Context, w *world) error {
 			f.record(w.doc, key, floor.StepsPerSec, shape.bar)
 		}
 	}
+	// The database counts a session's deadlocks when the session gets to it, or ends.
+	if err := w.stopServers(); err != nil {
+		return err
+	}
+	n, err := w.deadlocks(ctx)
+	if err != nil {
+		return err
+	}
+	w.doc.judge(row{name: "B3.deadlocks", unit: "deadlocks", ours: float64(n), floor: 0, bar: "0", met: n == 0, beside: "the bar"})
 	return nil
 }
 
@@ -98,7 +107,6 @@ type fansResult struct {
 	steps     int       // a round
 	elapsed   []float64 // ms, from the intended submit to the answer to the last report
 	submitted []float64 // ms, to the submits' answers
-	deadlocks int64
 	cost      cost
 }
 
@@ -109,16 +117,11 @@ func (f *fansResult) record(d *Document, key string, floorRate float64, bar time
 	d.Set(key+".submit_ms", median(f.submitted))
 	d.Set(key+".steps_per_s", float64(f.steps)/ours*1e3)
 	d.Set(key+".floor_ms", floor)
-	d.Set(key+".deadlocks", float64(f.deadlocks))
 	f.cost.record(d, key)
-	// Without a time to keep, the bar is the other half of it: no deadlock. That each join came once is checked on arrival.
-	r := row{
-		name: key, unit: "ms", ours: ours, floor: floor, ratio: ours / floor, beside: "computed",
-		bar: "0 deadlocks", met: f.deadlocks == 0,
-	}
+	// That each join came once is checked on arrival.
+	r := row{name: key, unit: "ms", ours: ours, floor: floor, ratio: ours / floor, beside: "computed"}
 	if bar > 0 {
-		r.bar = fmt.Sprintf("< %s, 0 deadlocks", bar)
-		r.met = r.met && ours < float64(bar.Milliseconds())
+		r.bar, r.met = fmt.Sprintf("< %s", bar), ours < float64(bar.Milliseconds())
 	}
 	d.judge(r)
 }
@@ -208,10 +211,6 @@ func (w *world) runFans(ctx context.Context, name string, width, count int) (res
 			err = cause
 		}
 	}()
-	before, err := w.deadlocks(ctx)
-	if err != nil {
-		return nil, err
-	}
 	result = &fansResult{steps: count * (width + 2)}
 	// The first round plans the statements and does not count.
 	for i := range w.fanRounds + 1 {
@@ -224,11 +223,6 @@ func (w *world) runFans(ctx context.Context, name string, width, count int) (res
 		}
 		result.cost = spent
 	}
-	after, err := w.deadlocks(ctx)
-	if err != nil {
-		return nil, err
-	}
-	result.deadlocks = after - before
 	return result, nil
 }
 
