@@ -19,8 +19,8 @@ begin
       if to_regclass(format('%I', parent || '_p' || ((first_id / width) + i))) is null then
         execute format('create table %I partition of %I for values from (%s) to (%s)',
           parent || '_p' || ((first_id / width) + i), parent, first_id + i * width, first_id + (i + 1) * width);
-        -- What is only inserted has nothing dead to collect and is found by its key alone: it is looked at when it has grown by
-        -- half for its visibility map, and by as much as it held for its statistics, not every few seconds while it is young.
+        -- All of them are found by their keys alone, and most are only inserted: they are looked at when they have grown by half
+        -- for their visibility maps, and by as much as they held for their statistics, not every few seconds while young.
         execute format('alter table %I set (autovacuum_vacuum_insert_threshold = 100000, autovacuum_vacuum_insert_scale_factor = 0.5,
           autovacuum_analyze_threshold = 100000, autovacuum_analyze_scale_factor = 1)', parent || '_p' || ((first_id / width) + i));
         if parent in ('join_wait', 'checkpoint') then

@@ -24,9 +24,10 @@ func (e *Engine) retentionLoop(ctx context.Context) error {
 			e.sweepFailed(ctx, "retention", err)
 			return retainAgain
 		}
-		if done.PartitionsDropped+done.DaysDropped+done.TasksPurged > 0 {
+		if done.PartitionsDropped+done.DaysDropped+done.TasksPurged+done.SessionsForgotten > 0 || done.KeysForgotten > 0 {
 			e.log.InfoContext(ctx, "retention dropped what is old", "task_partitions", done.PartitionsDropped,
-				"history_days", done.DaysDropped, "tasks_purged", done.TasksPurged)
+				"history_days", done.DaysDropped, "tasks_purged", done.TasksPurged, "keys_forgotten", done.KeysForgotten,
+				"sessions_forgotten", done.SessionsForgotten)
 		}
 		if done.Busy {
 			return retainAgain
