@@ -177,7 +177,7 @@ func (d *demo) run(ctx context.Context) error {
 	if d.server, err = d.startServer(ctx, "127.0.0.1:0"); err != nil {
 		return err
 	}
-	d.say("server %d is ready on %s, with a PostgreSQL of its own", d.server.pid(), d.server.address)
+	d.say("the server is process %d, ready on %s, with a PostgreSQL of its own", d.server.pid(), d.server.address)
 	if d.client, err = d.newClient(); err != nil {
 		return err
 	}
@@ -252,7 +252,7 @@ func (d *demo) breakThings(ctx context.Context, board *demoBoard) error {
 // replaceServer kills the server, and its PostgreSQL with it, while a client is submitting, and starts another.
 func (d *demo) replaceServer(ctx context.Context, from, to int) error {
 	submitted := make(chan error, 1)
-	d.say("kill -9 server %d, and its PostgreSQL with it, while tasks are submitted", d.server.pid())
+	d.say("kill -9 server, process %d, and its PostgreSQL with it, while tasks are submitted", d.server.pid())
 	go func() { submitted <- d.client.submit(ctx, from, to) }()
 	d.server.kill()
 	next, err := d.startServer(ctx, d.server.address)
@@ -260,7 +260,7 @@ func (d *demo) replaceServer(ctx context.Context, from, to int) error {
 		return err
 	}
 	d.server = next
-	d.say("server %d has recovered the same database", d.server.pid())
+	d.say("the server is process %d now, and has recovered the same database", d.server.pid())
 	if err := <-submitted; err != nil {
 		return err
 	}

@@ -28,6 +28,7 @@ func newRoot(c *cli) *cobra.Command {
 		Short: "Run tasks made of steps, with retries kept in Postgres",
 		Long: `Tasker runs tasks made of steps. Clients submit tasks, workers take the steps that are ready and report how they
 ended, and all retry and backoff state lives in Postgres, where SQL can read it.`,
+		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,

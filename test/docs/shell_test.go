@@ -88,11 +88,12 @@ func newShell(t *testing.T) *shell {
 			t.Fatal(err)
 		}
 	}
-	// make: what builds is built already, the demo gets fewer tasks, and the suite cannot run inside itself.
+	// make: what builds is built already, as what is needed is there, the demo gets fewer tasks, and the suite cannot run inside
+	// itself.
 	s.script(t, filepath.Join(bin, "make"), fmt.Sprintf(`case "${1:-}" in
   build) ln -sf %[1]q bin/tasker ;;
   demo) %[1]q demo --tasks %[2]d --python %[3]q ;;
-  test) /usr/bin/env -i PATH=/usr/bin:/bin make -n -C %[4]q test >/dev/null ;;
+  deps | test) /usr/bin/env -i PATH=/usr/bin:/bin make -n -C %[4]q "$1" >/dev/null ;;
   *) /usr/bin/env -i PATH=/usr/bin:/bin make -C %[4]q "$@" ;;
 esac`, program, demoTasks, python(), module))
 	// python3 -m venv: the module's own environment, which has the packages.
