@@ -11,9 +11,13 @@ func TestTheCollectorsPaceFollowsTheLoad(t *testing.T) {
 		since   time.Duration
 		want    int
 	}{
-		{calmPercent, 2 * time.Minute, calmPercent}, {calmPercent, busyBelow, calmPercent}, {calmPercent, busyBelow - 1, busyPercent},
+		{calmPercent, 2 * time.Minute, calmPercent},
+		{calmPercent, busyBelow, calmPercent},
+		{calmPercent, busyBelow - 1, busyPercent},
 		// The same load, at a quarter of the collections, is still load.
-		{busyPercent, busyBelow, busyPercent}, {busyPercent, 4*busyBelow - 1, busyPercent}, {busyPercent, 4 * busyBelow, calmPercent},
+		{busyPercent, busyBelow, busyPercent},
+		{busyPercent, 4*busyBelow - 1, busyPercent},
+		{busyPercent, 4 * busyBelow, calmPercent},
 	} {
 		if got := collectorPercent(c.percent, c.since, smallHeap+1); got != calmPercent {
 			t.Errorf("a large heap is let grow at %d", got)
