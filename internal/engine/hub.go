@@ -69,7 +69,7 @@ type handler struct {
 var weights = [4]int{8, 4, 2, 1}
 
 // fullLookEvery bounds how long a row that was committed behind the cursor, and whose wake was lost, stays unseen in a
-// lane that is in use. An idle lane costs nothing: the probe looks into it now and then.
+// lane that is in use. An idle lane costs nothing: the sweep looks into it once a second.
 const fullLookEvery = 250 * time.Millisecond
 
 func newHub(e *Engine, id int32, draining bool) *hub {

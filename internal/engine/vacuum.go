@@ -39,6 +39,7 @@ func (e *Engine) vacuumLoop(ctx context.Context) error {
 				return nil
 			case <-ticker.C:
 			}
+			// A step that comes and goes is counted twice.
 			now := e.stats.granted.Load() + e.stats.reported.Load()
 			if now-moved < 2*int64(e.conf.VacuumAfter) {
 				continue
