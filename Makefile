@@ -12,8 +12,8 @@ LDFLAGS := -X main.version=$(VERSION)
 GOLANGCI_LINT := go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 BUF := go tool buf
 
-# How long each fuzz target runs; what `make demo`, `make bench` and `make bench-peers` hand to the program.
-FUZZTIME ?= 10s
+# How many inputs each fuzz target runs; what `make demo`, `make bench` and `make bench-peers` hand to the program.
+FUZZINPUTS ?= 100000
 DEMO_FLAGS ?=
 BENCH_FLAGS ?=
 PEERS_FLAGS ?=
@@ -77,8 +77,8 @@ format: deps-go ## Format the Go and proto files in place
 	$(BUF) format --write
 
 .PHONY: fuzz
-fuzz: deps-go ## Run every fuzz target for FUZZTIME (10s)
-	.ci/fuzz $(FUZZTIME)
+fuzz: deps-go ## Run every fuzz target with FUZZINPUTS (100000) inputs
+	.ci/fuzz $(FUZZINPUTS)
 
 .PHONY: mutants
 mutants: deps ## Break the code in the ways of test/mutants and see that the tests notice each
