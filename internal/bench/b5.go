@@ -207,7 +207,7 @@ func (c *claimant) turn(ctx context.Context, claims int) error {
 			want.Slots[i] = c.fence.SessionID
 		}
 		begun := time.Now()
-		grants, err := c.store.Claim(ctx, c.namespace, &store.Claim{Lanes: []store.LaneWant{want}, Sessions: []store.SessionFence{c.fence}})
+		grants, _, err := c.store.Claim(ctx, c.namespace, &store.Claim{Lanes: []store.LaneWant{want}, Sessions: []store.SessionFence{c.fence}})
 		c.times.record(time.Since(begun))
 		if err != nil {
 			return fmt.Errorf("claiming: %w", err)

@@ -209,7 +209,7 @@ func silentServer(t *testing.T, db *pgtest.DB) func(handler string) error {
 		if err != nil {
 			return err
 		}
-		lane, err := other.EnsureLane(t.Context(), store.Lane{NamespaceID: ns, Handler: handler, Priority: 1})
+		lane, _, err := other.EnsureLane(t.Context(), store.Lane{NamespaceID: ns, Handler: handler, Priority: 1})
 		if err != nil {
 			return err
 		}

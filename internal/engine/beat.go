@@ -57,6 +57,11 @@ func (h *hub) notices(s *session) []Notice {
 		n := Notice{Handler: name, Reason: "nothing_ready"}
 		hot := false
 		for _, x := range h.handler(name).lanes {
+			if kept, ok := h.keptBack(s, x); ok {
+				// Of all reasons it is the one that somebody may want to act on.
+				n, hot = kept, false
+				break
+			}
 			hot = hot || x.hot || x.claiming
 			if !x.dueAt.IsZero() && (n.Until == nil || h.e.clock.database(x.dueAt).Before(*n.Until)) {
 				due := h.e.clock.database(x.dueAt)
@@ -71,5 +76,5 @@ func (h *hub) notices(s *session) []Notice {
 }
 
 func sameNotice(a, b Notice) bool {
-	return a.Handler == b.Handler && a.Reason == b.Reason && (a.Until == nil) == (b.Until == nil) && (a.Until == nil || a.Until.Equal(*b.Until))
+	return a.Handler == b.Handler && a.Reason == b.Reason && a.Circuit == b.Circuit && (a.Until == nil) == (b.Until == nil) && (a.Until == nil || a.Until.Equal(*b.Until))
 }

@@ -130,6 +130,7 @@ func (h *hub) plan(f *flush) {
 		f.lanes = append(f.lanes, l)
 		f.claim.Lanes = append(f.claim.Lanes, want)
 	}
+	f.wantCircuits()
 	for _, s := range used {
 		f.claim.Sessions = append(f.claim.Sessions, store.SessionFence{
 			SessionID: s.id, Epoch: s.epoch, DeliveryTimeout: s.reg.DeliveryTimeout, Beats: s.reg.Beats,
@@ -172,10 +173,13 @@ type laneSlots struct {
 // sessions take turns, each as far as it has room. Lanes where something is known to stand come first, with most slots at
 // least; with all, the others share as many again, for what reports are about to wake in them.
 func (h *hub) fillSlots(all bool, most int) (out []laneSlots) {
-	hot := func(x *lane) bool { return x.hot && !x.claiming }
+	h.plans++
+	now := time.Now()
+	lets := func(x *lane) bool { return !x.claiming && x.skipped != h.plans && x.gate.lets(x, h.plans, now) }
+	hot := func(x *lane) bool { return x.hot && lets(x) }
 	out, slots := h.addSlots(nil, hot, min(most, maxClaim))
 	if all {
-		cold := func(x *lane) bool { return !x.hot && !x.claiming }
+		cold := func(x *lane) bool { return !x.hot && lets(x) }
 		out, _ = h.addSlots(out, cold, min(most, maxClaim-slots))
 	}
 	return out
@@ -202,12 +206,21 @@ func (h *hub) addSlots(out []laneSlots, wanted func(*lane) bool, most int) (_ []
 	for slots < most && len(open) > 0 {
 		for i := 0; i < len(open) && slots < most; {
 			x := open[i]
-			s := x.turn()
-			if s == nil {
+			l := x.pick(wanted)
+			if l == nil {
 				open = slices.Delete(open, i, i+1)
 				continue
 			}
-			l := x.pick(wanted)
+			s, full := x.turn(l.gate)
+			if full {
+				open = slices.Delete(open, i, i+1)
+				continue
+			}
+			if s == nil {
+				l.skipped = h.plans // who has room is barred from its circuit
+				continue
+			}
+			l.gate.take(l, h.plans)
 			at, ok := lanes[l]
 			if !ok {
 				at = len(out)
@@ -228,19 +241,23 @@ func (h *hub) addSlots(out []laneSlots, wanted func(*lane) bool, most int) (_ []
 	return out, slots
 }
 
-// turn gives the next session that has room for the handler.
-func (x *handler) turn() *session {
+// turn gives the next session that has room for the handler and is not barred from the circuit. full: none has room at all.
+func (x *handler) turn(g *gate) (_ *session, full bool) {
+	full = true
 	for range x.sessions {
 		s := x.sessions[x.next%len(x.sessions)]
 		x.next++
 		if s.room(x.name) > 0 {
-			return s
+			if !g.bars(s, time.Now()) {
+				return s, false
+			}
+			full = false
 		}
 	}
-	return nil
+	return nil, full
 }
 
-// pick chooses among a handler's lanes by smooth weighted round-robin.
+// pick chooses among a handler's lanes by smooth weighted round-robin; nil when none is wanted any more.
 func (x *handler) pick(ready func(*lane) bool) *lane {
 	var best *lane
 	total := 0
@@ -255,7 +272,9 @@ func (x *handler) pick(ready func(*lane) bool) *lane {
 			best = l
 		}
 	}
-	best.credit -= total
+	if best != nil {
+		best.credit -= total
+	}
 	return best
 }
 
@@ -271,15 +290,22 @@ func (h *hub) run(f *flush) {
 	flushed, err := h.e.store.Flush(ctx, h.id, reports, f.claim)
 	h.e.stats.flush(len(reports), len(flushed.Grants), time.Since(start))
 	if err != nil {
-		h.release(f, nil)
+		h.release(f, nil, nil)
 		h.fail(ctx, f.reports, err)
 		return
 	}
-	h.release(f, flushed.Grants)
+	h.release(f, flushed.Grants, flushed.Gates)
 	h.distribute(f, flushed.Grants)
 	flushed.Change.Wake = f.unmet(flushed.Change.Wake, flushed.Grants)
 	// Wakes before answers: a caller that was answered finds its step's children on their way.
+	// The gates were read after all of it: this hub need not look again, others may have to.
+	told := worthTelling(flushed.Change.Circuits, flushed.Gates, len(reports))
+	flushed.Change.Circuits = nil
 	h.e.changed(flushed.Change)
+	if len(told) > 0 {
+		h.e.notifier.add(store.Change{Circuits: told})
+		h.e.pingCircuitWatches()
+	}
 	for i, p := range f.reports {
 		switch a := flushed.Answers[i]; {
 		case a.Late:
@@ -333,12 +359,17 @@ func (h *hub) fail(ctx context.Context, reports []*pendingReport, err error) {
 
 // release ends the claim of a flush in memory: reservations that brought nothing are given up, and each lane is judged by
 // what was found in it.
-func (h *hub) release(f *flush, grants []store.Grant) {
-	if f.claim == nil {
+func (h *hub) release(f *flush, grants []store.Grant, gates []store.Gate) {
+	if f.claim == nil && len(gates) == 0 {
 		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.heedGates(gates)
+	if f.claim == nil {
+		h.work.Broadcast()
+		return
+	}
 	found, fromBackoff := map[int32]int{}, map[int32]int{}
 	for _, g := range grants {
 		found[g.LaneID]++
@@ -352,6 +383,9 @@ func (h *hub) release(f *flush, grants []store.Grant) {
 	for i := range f.lanes {
 		x := &f.lanes[i]
 		x.claiming = false
+		if x.gate != nil {
+			x.gate.claiming = false
+		}
 		// A slot brought nothing when the lane had too few steps, or when its session has moved, wherever it stands in the row.
 		brought := map[int32]int{}
 		for _, g := range grants {
@@ -377,6 +411,8 @@ func (h *hub) release(f *flush, grants []store.Grant) {
 		switch {
 		case found[x.ID] == x.count, x.again:
 			x.hot = true
+		case x.gate != nil && x.gate.bounded && x.gate.room <= 0:
+			x.hot = true // who knows what stands there: its circuit let no more go
 		case fromBackoff[x.ID] > 0:
 			go h.probeLane(x.lane) // learn when the next one is due
 		}
@@ -467,7 +503,7 @@ const maxInline = 1 << 20
 func (e *Engine) complete(g *store.Grant) {
 	r := g.Step
 	if l, err := e.lane(e.background, g.LaneID); err == nil {
-		r.Handler = l.Handler
+		r.Handler, r.Circuit = l.Handler, l.Circuit
 		r.Namespace = e.namespaceName(l.NamespaceID)
 	}
 	if g.Parents > store.MaxInlineParents {

@@ -59,8 +59,11 @@ type Engine struct {
 	laneIDs  map[store.Lane]int32 // by what it is, ID left 0
 	watches  map[task.ID][]*Watch // who watches a task
 	watching map[string]int       // watches by namespace
-	revoked  *recent[[16]byte, task.RevokeReason]
-	draining bool
+	// Circuits by name, and who watches them.
+	circuitIDs     map[circuitKey]int32
+	circuitWatches []*CircuitWatch
+	revoked        *recent[[16]byte, task.RevokeReason]
+	draining       bool
 
 	waiting  atomic.Int64 // calls waiting for a batch
 	notifier notifier
@@ -90,16 +93,17 @@ func New(st *store.Store, c Config) *Engine {
 	}
 	e := &Engine{
 		store: st, log: c.Log, conf: c,
-		ids:       &store.TaskIDs{Store: st, Shard: c.Shard},
-		hubs:      map[int32]*hub{},
-		spaces:    map[string]int32{},
-		lanes:     map[int32]store.Lane{},
-		laneIDs:   map[store.Lane]int32{},
-		watches:   map[task.ID][]*Watch{},
-		watching:  map[string]int{},
-		revoked:   newRecent[[16]byte, task.RevokeReason](10_000),
-		settling:  make(chan task.ID, 4096),
-		unsettled: make(chan struct{}, 1),
+		ids:        &store.TaskIDs{Store: st, Shard: c.Shard},
+		hubs:       map[int32]*hub{},
+		spaces:     map[string]int32{},
+		lanes:      map[int32]store.Lane{},
+		laneIDs:    map[store.Lane]int32{},
+		watches:    map[task.ID][]*Watch{},
+		watching:   map[string]int{},
+		circuitIDs: map[circuitKey]int32{},
+		revoked:    newRecent[[16]byte, task.RevokeReason](10_000),
+		settling:   make(chan task.ID, 4096),
+		unsettled:  make(chan struct{}, 1),
 	}
 	e.background, e.stop = context.WithCancel(context.Background())
 	e.notifier.e = e
@@ -218,18 +222,18 @@ const DefaultNamespace = "default"
 
 // laneID gives a lane's id, making it on its first use.
 func (e *Engine) laneID(ctx context.Context, l store.Lane) (int32, error) {
-	l.ID = 0
+	l.ID, l.CircuitID = 0, 0
 	e.mu.Lock()
 	id, ok := e.laneIDs[l]
 	e.mu.Unlock()
 	if ok {
 		return id, nil
 	}
-	id, err := e.store.EnsureLane(ctx, l)
+	id, circuitID, err := e.store.EnsureLane(ctx, l)
 	if err != nil {
 		return 0, err
 	}
-	l.ID = id
+	l.ID, l.CircuitID = id, circuitID
 	e.learnLane(l)
 	return id, nil
 }
@@ -239,7 +243,7 @@ func (e *Engine) learnLane(l store.Lane) {
 	defer e.mu.Unlock()
 	e.lanes[l.ID] = l
 	key := l
-	key.ID = 0
+	key.ID, key.CircuitID = 0, 0
 	e.laneIDs[key] = l.ID
 }
 
@@ -299,6 +303,7 @@ func (e *Engine) heed(c store.Change) {
 	for _, id := range c.Tasks {
 		e.pingWatches(id)
 	}
+	e.heedCircuits(c.Circuits)
 }
 
 // admit bounds the calls that wait for a batch. Each admitted call is dismissed once.

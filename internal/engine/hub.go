@@ -27,7 +27,9 @@ type hub struct {
 	sessions map[int32]*session
 	lanes    map[int32]*lane
 	handlers map[string]*handler
-	ring     []*handler // round-robin over handlers
+	gates    map[int32]*gate // by circuit
+	plans    int             // claims planned so far
+	ring     []*handler      // round-robin over handlers
 	ringAt   int
 	// claimRoom is how many steps the next claim has room for.
 	claimRoom int
@@ -55,6 +57,8 @@ type lane struct {
 	sweepAt  time.Time
 	dueAt    time.Time // earliest due_at known, by this machine's clock; zero: none known
 	credit   int       // smooth weighted round-robin within the handler
+	gate     *gate     // nil: no circuit
+	skipped  int       // the plan in which no session was found for it
 }
 
 // handler groups the lanes and sessions of one handler name.
@@ -73,7 +77,7 @@ var weights = [4]int{8, 4, 2, 1}
 const fullLookEvery = 250 * time.Millisecond
 
 func newHub(e *Engine, id int32, draining bool) *hub {
-	h := &hub{e: e, id: id, draining: draining, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}, claimRoom: minClaim}
+	h := &hub{e: e, id: id, draining: draining, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}, gates: map[int32]*gate{}, claimRoom: minClaim}
 	h.work, h.stored = sync.NewCond(&h.mu), sync.NewCond(&h.mu)
 	for range flushers {
 		e.workers.Go(h.flushLoop)
@@ -135,6 +139,10 @@ func (h *hub) lane(l store.Lane) *lane {
 	if x == nil {
 		x = &lane{Lane: l, hot: true, full: true}
 		h.lanes[l.ID] = x
+		if l.CircuitID != 0 {
+			x.gate = h.gate(l.CircuitID)
+			x.gate.lanes = append(x.gate.lanes, x)
+		}
 		hd := h.handler(l.Handler)
 		hd.lanes = append(hd.lanes, x)
 	}
@@ -229,6 +237,11 @@ func (h *hub) tick() {
 				x.full = true
 				x.heat()
 			}
+		}
+	}
+	for _, g := range h.gates {
+		if g.opensAt.After(now) {
+			sooner(g.opensAt)
 		}
 	}
 	for _, s := range h.sessions {

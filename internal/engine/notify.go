@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +42,8 @@ type wire struct {
 	Revoked [][2]string `json:"r,omitempty"` // lease token, reason
 	Tasks   []int64     `json:"t,omitempty"`
 	Moved   [][2]int32  `json:"m,omitempty"` // sessions that the sender has now, and since which epoch
+	// Circuits that changed, or have room.
+	Circuits []int32 `json:"g,omitempty"`
 }
 
 type wireWake struct {
@@ -75,6 +78,11 @@ func (n *notifier) add(c store.Change) {
 	for _, id := range c.Tasks {
 		if len(n.pending.Tasks) < 1000 { // watchers look now and then anyway
 			n.pending.Tasks = append(n.pending.Tasks, int64(id))
+		}
+	}
+	for _, id := range c.Circuits {
+		if !slices.Contains(n.pending.Circuits, id) {
+			n.pending.Circuits = append(n.pending.Circuits, id)
 		}
 	}
 	n.mu.Unlock()
@@ -144,7 +152,7 @@ func (w wire) split() []string {
 		return []string{string(b)}
 	}
 	half := func(n int) int { return (n + 1) / 2 }
-	if len(w.Wakes)+len(w.Freed)+len(w.Revoked)+len(w.Tasks)+len(w.Moved) <= 5 {
+	if len(w.Wakes)+len(w.Freed)+len(w.Revoked)+len(w.Tasks)+len(w.Moved)+len(w.Circuits) <= 6 {
 		return nil // cannot be: no entry is that long
 	}
 	a, c := w, w
@@ -153,6 +161,7 @@ func (w wire) split() []string {
 	a.Revoked, c.Revoked = w.Revoked[:half(len(w.Revoked))], w.Revoked[half(len(w.Revoked)):]
 	a.Moved, c.Moved = w.Moved[:half(len(w.Moved))], w.Moved[half(len(w.Moved)):]
 	a.Tasks, c.Tasks = w.Tasks[:half(len(w.Tasks))], w.Tasks[half(len(w.Tasks)):]
+	a.Circuits, c.Circuits = w.Circuits[:half(len(w.Circuits))], w.Circuits[half(len(w.Circuits)):]
 	return append(a.split(), c.split()...)
 }
 
@@ -270,6 +279,7 @@ func (e *Engine) hear(payload string) {
 	for _, id := range w.Tasks {
 		c.Tasks = append(c.Tasks, task.ID(id))
 	}
+	c.Circuits = w.Circuits
 	e.heed(c)
 	for _, h := range e.everyHub() {
 		for _, m := range w.Moved {

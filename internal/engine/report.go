@@ -42,6 +42,8 @@ func (e *Engine) Report(ctx context.Context, reports []task.Report) []ReportAnsw
 		p := &pendingReport{report: &reports[i], into: &waiting[i], done: done}
 		if h, err := e.hubOf(ctx, reports[i].Token.NamespaceID); err != nil {
 			p.answer(nil, err)
+		} else if err := e.knowCircuits(ctx, p.report); err != nil {
+			p.answer(nil, err)
 		} else {
 			h.enqueue(p)
 		}

@@ -326,6 +326,9 @@ func (h *hub) probed(probes []store.Probed) {
 	for _, p := range probes {
 		h.e.clock.learn(p.At)
 		x := h.lane(p.Lane)
+		if g := x.gate; g != nil && g.bounded && (g.generation != p.CircuitGeneration || g.room == 0 && g.opensAt.IsZero()) {
+			g.doubt() // word of it was lost
+		}
 		if p.Seq != nil {
 			x.rewind(*p.Seq)
 		}

@@ -24,7 +24,10 @@ type Frame struct {
 // Notice says why a handler has no step to give although the session has room.
 type Notice struct {
 	Handler string
-	Reason  string     // nothing_ready, not_due, handler_limit or drained
+	// Reason is nothing_ready, not_due, handler_limit, drained, circuit_open, circuit_probing (half-open or recovering),
+	// circuit_limit, circuit_held or worker_barred.
+	Reason  string
+	Circuit string     // whose state it is; empty: none
 	Until   *time.Time // when that may change by itself; nil: not known
 }
 

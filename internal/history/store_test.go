@@ -51,7 +51,7 @@ func newBusy(t *testing.T) *busy {
 	t.Cleanup(b.s.Close)
 	b.ns, err = b.s.EnsureNamespace(t.Context(), "default")
 	b.ok(err)
-	b.lane, err = b.s.EnsureLane(t.Context(), store.Lane{NamespaceID: b.ns, Handler: "work", Priority: 1})
+	b.lane, _, err = b.s.EnsureLane(t.Context(), store.Lane{NamespaceID: b.ns, Handler: "work", Priority: 1})
 	b.ok(err)
 	b.ids = &store.TaskIDs{Store: b.s}
 	return b

@@ -13,6 +13,8 @@ type Change struct {
 	Freed   []task.Token // leases that their sessions hold no longer
 	Tasks   []task.ID    // tasks whose steps changed: watchers look again
 	Settle  []task.ID    // tasks that may have come to their end in error
+	// Circuits that changed, or whose slots were freed other than by a report: whoever keeps their steps back looks again.
+	Circuits []int32
 }
 
 // Wake says that a lane holds runnable steps from Seq on, or a step that is due at DueAt.
@@ -36,4 +38,5 @@ func (c *Change) Add(other Change) {
 	c.Freed = append(c.Freed, other.Freed...)
 	c.Tasks = append(c.Tasks, other.Tasks...)
 	c.Settle = append(c.Settle, other.Settle...)
+	c.Circuits = append(c.Circuits, other.Circuits...)
 }

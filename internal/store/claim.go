@@ -14,6 +14,7 @@ import (
 type Claim struct {
 	Lanes    []LaneWant
 	Sessions []SessionFence // sorted by SessionID: the lock order
+	Circuits []CircuitWant  // of the lanes that have one, each once
 }
 
 // LaneWant is one lane's share of a claim: up to len(Slots) steps, the k-th for the session Slots[k].
@@ -21,6 +22,8 @@ type LaneWant struct {
 	LaneID int32
 	After  int64 // the lane's cursor: rows up to it are left alone; 0 looks from the beginning
 	Slots  []int32
+	// CircuitID is the lane's circuit; 0: none. It stands in the claim's Circuits.
+	CircuitID int32
 }
 
 // SessionFence is a session that may be granted to, as this server knows it. One that has moved to another server, was
@@ -48,19 +51,37 @@ const MaxInlineParents = 16
 
 // Claim grants leases in a transaction of its own. Its commit may be forgotten by a crash of the database, which is no
 // more than an expired lease: the steps then stand where they stood.
-func (s *Store) Claim(ctx context.Context, namespaceID int32, claim *Claim) (grants []Grant, err error) {
+func (s *Store) Claim(ctx context.Context, namespaceID int32, claim *Claim) (grants []Grant, gates []Gate, err error) {
 	err = s.inPipeline(ctx, func(p *pipeline) error {
-		grants = grants[:0]
+		grants, gates = grants[:0], gates[:0]
 		b := &pgx.Batch{}
+		use := claim.circuitUse()
+		if len(use) > 0 {
+			s.lockCircuits(b, use)
+		}
 		s.queueClaim(b, namespaceID, claim, &grants)
+		if len(use) > 0 {
+			s.queueGates(b, use, &gates)
+		}
 		return p.commit(ctx, b, true)
 	})
-	return grants, err
+	return grants, gates, err
+}
+
+func (c *Claim) circuitUse() circuitUse {
+	use := make(circuitUse, len(c.Circuits))
+	for _, w := range c.Circuits {
+		use.add(w.CircuitID, w.Exclusive)
+	}
+	return use
 }
 
 func (s *Store) queueClaim(b *pgx.Batch, namespaceID int32, claim *Claim, grants *[]Grant) {
 	var (
 		lanes, wanted, offsets, slots []int32
+		laneCircuits                  []int32
+		circuits, takers, paced       []int32
+		exclusive                     []bool
 		after                         []int64
 		sessions, epochs              []int32
 		delivery                      []time.Duration
@@ -69,18 +90,28 @@ func (s *Store) queueClaim(b *pgx.Batch, namespaceID int32, claim *Claim, grants
 	for _, l := range claim.Lanes {
 		lanes, after = append(lanes, l.LaneID), append(after, l.After)
 		wanted, offsets = append(wanted, int32(len(l.Slots))), append(offsets, int32(len(slots))) //nolint:gosec // both far below 2³¹
-		slots = append(slots, l.Slots...)
+		slots, laneCircuits = append(slots, l.Slots...), append(laneCircuits, l.CircuitID)
 	}
 	for _, f := range claim.Sessions {
 		sessions, epochs = append(sessions, f.SessionID), append(epochs, f.Epoch)
 		delivery, beats = append(delivery, f.DeliveryTimeout), append(beats, f.Beats)
+	}
+	for _, w := range claim.Circuits {
+		circuits, exclusive, takers = append(circuits, w.CircuitID), append(exclusive, w.Exclusive), append(takers, w.LaneID)
+		if w.Exclusive {
+			paced = append(paced, w.CircuitID)
+		}
 	}
 	tokens := nonces(len(slots))
 	last := &task.ReadyStep{}
 	eachRow(b, "claim", func(c *columns) {
 		g := readGrant(c, namespaceID, last)
 		*grants, last = append(*grants, g), g.Step
-	}, s.at(), lanes, after, wanted, offsets, slots, tokens, sessions, epochs, delivery, beats, namespaceID)
+	}, s.at(), lanes, after, wanted, offsets, slots, tokens, sessions, epochs, delivery, beats, namespaceID,
+		circuits, exclusive, takers, laneCircuits)
+	if len(paced) > 0 {
+		b.Queue(sqlText("pace_circuits"), s.at(), paced)
+	}
 }
 
 // nonces draws n × 128 random bits.
@@ -116,6 +147,7 @@ func readGrant(c *columns, namespaceID int32, last *task.ReadyStep) (g Grant) {
 	r.StepName, r.RetryLimit = c.text(last.StepName), c.int()
 	r.HandlerConfig = orEmptyObject(c.text(last.HandlerConfig))
 	r.TaskName, r.Context, r.Labels, r.TraceContext = c.text(last.TaskName), c.text(last.Context), c.texts(), c.text(last.TraceContext)
+	r.Token.CircuitID, r.Probe = c.int32(), c.bool()
 	g.Parents = c.int()
 	names, results := c.texts(), c.texts()
 	for i := range names {

@@ -81,6 +81,18 @@ func (c *columns) int32() int32 { return int32(c.int64()) } //nolint:gosec // of
 // isNull looks at the next value without reading it.
 func (c *columns) isNull() bool { return c.values[c.at] == nil }
 
+func (c *columns) bool() (is bool) {
+	v, isBinary := c.next(1)
+	switch {
+	case v == nil:
+	case isBinary:
+		is = v[0] != 0
+	default:
+		c.scan(&is)
+	}
+	return is
+}
+
 func (c *columns) uuid() (id [16]byte) {
 	v, isBinary := c.next(16)
 	switch {

@@ -100,7 +100,7 @@ func (x *crossing) work(s *store.Store) {
 		for i := range claim.Lanes[0].Slots {
 			claim.Lanes[0].Slots[i] = claim.Sessions[i%len(claim.Sessions)].SessionID
 		}
-		grants, err := s.Claim(x.Context(), x.ns, claim)
+		grants, _, err := s.Claim(x.Context(), x.ns, claim)
 		x.refusal(err)
 		x.took(tokensOf(grants))
 	case 2:

@@ -50,7 +50,7 @@ func newCrowd(t *testing.T, servers int, conns int32) *crowd {
 	c.ids = &store.TaskIDs{Store: c.servers[0]}
 	c.ns, err = c.servers[0].EnsureNamespace(t.Context(), "default")
 	c.ok(err)
-	c.lane, err = c.servers[0].EnsureLane(t.Context(), store.Lane{NamespaceID: c.ns, Handler: "work", Priority: 1})
+	c.lane, _, err = c.servers[0].EnsureLane(t.Context(), store.Lane{NamespaceID: c.ns, Handler: "work", Priority: 1})
 	c.ok(err)
 	c.fence = c.open("worker")
 	return c
@@ -108,7 +108,7 @@ func (c *crowd) claimOf(n int) *store.Claim {
 
 // claim takes up to n steps.
 func (c *crowd) claim(s *store.Store, n int) []task.Token {
-	grants, err := s.Claim(c.Context(), c.ns, c.claimOf(n))
+	grants, _, err := s.Claim(c.Context(), c.ns, c.claimOf(n))
 	if err != nil {
 		c.Error(err)
 	}

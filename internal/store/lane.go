@@ -15,6 +15,7 @@ type Lane struct {
 	Handler     string
 	Circuit     string
 	Priority    int
+	CircuitID   int32 // 0: none
 }
 
 // EnsureNamespace gives a namespace's id, making it on its first use.
@@ -44,16 +45,16 @@ func (s *Store) NamespaceExists(ctx context.Context, id int32) (exists bool, err
 	return exists, err
 }
 
-// EnsureLane gives a lane's id, making it on its first use.
-func (s *Store) EnsureLane(ctx context.Context, l Lane) (id int32, err error) {
+// EnsureLane gives a lane's id and its circuit's, making both on their first use.
+func (s *Store) EnsureLane(ctx context.Context, l Lane) (id, circuitID int32, err error) {
 	err = s.retry(ctx, func() error {
-		err := s.Cold.QueryRow(ctx, sqlText("upsert_lane"), l.NamespaceID, l.Handler, l.Circuit, l.Priority).Scan(&id)
+		err := s.Cold.QueryRow(ctx, sqlText("upsert_lane"), l.NamespaceID, l.Handler, l.Circuit, l.Priority).Scan(&id, &circuitID)
 		if errors.Is(err, pgx.ErrNoRows) {
 			return errAgain
 		}
 		return err
 	})
-	return id, err
+	return id, circuitID, err
 }
 
 // LaneByID reads one lane.
@@ -67,10 +68,12 @@ func (s *Store) LaneByID(ctx context.Context, id int32) (Lane, error) {
 
 // Probed says what stands in a lane.
 type Probed struct {
-	Lane  Lane
-	Seq   *int64     // the lowest ready seq
-	DueAt *time.Time // when the earliest backing-off step is due
-	At    time.Time  // the database's clock
+	Lane Lane
+	// CircuitGeneration is that of the lane's circuit; 0: it has none.
+	CircuitGeneration int64
+	Seq               *int64     // the lowest ready seq
+	DueAt             *time.Time // when the earliest backing-off step is due
+	At                time.Time  // the database's clock
 }
 
 // ProbeLanes looks into the lanes of handlers without taking anything.
@@ -83,7 +86,7 @@ func (s *Store) ProbeLanes(ctx context.Context, namespaceID int32, handlers []st
 func queueProbe(b *pgx.Batch, namespaceID int32, handlers []string, found func(Probed)) {
 	each(b, "probe_lanes", func(rows pgx.Rows) error {
 		var p Probed
-		err := rows.Scan(&p.Lane.ID, &p.Lane.NamespaceID, &p.Lane.Handler, &p.Lane.Circuit, &p.Lane.Priority, &p.Seq, &p.DueAt, &p.At)
+		err := rows.Scan(&p.Lane.ID, &p.Lane.NamespaceID, &p.Lane.Handler, &p.Lane.Circuit, &p.Lane.Priority, &p.Lane.CircuitID, &p.CircuitGeneration, &p.Seq, &p.DueAt, &p.At)
 		found(p)
 		return err
 	}, namespaceID, handlers)

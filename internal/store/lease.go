@@ -90,6 +90,8 @@ type HeldLease struct {
 	Step   task.StepID
 	Nonce  [16]byte
 	LaneID int32
+	// CircuitID of the lane; 0: none.
+	CircuitID int32
 	// Delay of a release: the step is not dispatched again before it has passed.
 	Delay time.Duration
 }
@@ -110,11 +112,12 @@ type expired struct {
 	SessionID  int32
 	Dispatches int32
 	Outcome    string
+	CircuitID  int32
 }
 
 func (e expired) token(namespaceID int32) task.Token {
 	return task.Token{
-		NamespaceID: namespaceID, Step: task.ID(e.TaskID).Step(e.StepNo), Dispatch: e.Dispatches, SessionID: e.SessionID, Nonce: e.Token,
+		NamespaceID: namespaceID, Step: task.ID(e.TaskID).Step(e.StepNo), Dispatch: e.Dispatches, SessionID: e.SessionID, CircuitID: e.CircuitID, Nonce: e.Token,
 	}
 }
 
@@ -129,7 +132,7 @@ func (s *Store) ExpiredLeases(ctx context.Context, limit int) ([]HeldLease, erro
 			id int64
 			no int
 		)
-		err = row.Scan(&id, &no, &h.Nonce, &h.LaneID)
+		err = row.Scan(&id, &no, &h.Nonce, &h.LaneID, &h.CircuitID)
 		h.Step = task.ID(id).Step(no)
 		return h, err
 	})
@@ -159,10 +162,17 @@ func (s *Store) concludeLeases(ctx context.Context, namespaceID int32, leases []
 		delays[l.Nonce] = l.Delay
 	}
 	lockArgs = append(lockArgs, ids, nos, tokens)
+	use := circuitUse{}
+	for _, l := range leases {
+		use.add(l.CircuitID, true)
+	}
 	err = s.inPipeline(ctx, func(p *pipeline) error {
 		ended, change = nil, Change{}
 		var locked []expired
 		b := &pgx.Batch{}
+		if len(use) > 0 {
+			s.lockCircuits(b, use)
+		}
 		b.Queue(sqlText(lock), lockArgs...).Query(func(rows pgx.Rows) (err error) {
 			locked, err = pgx.CollectRows(rows, pgx.RowToStructByPos[expired])
 			return err
@@ -171,6 +181,7 @@ func (s *Store) concludeLeases(ctx context.Context, namespaceID int32, leases []
 			return err
 		}
 		b = &pgx.Batch{}
+		s.queueEndedCharges(b, namespaceID, use, locked, judge, &change)
 		s.queueEnded(b, namespaceID, locked, delays, judge, &ended, &change)
 		return p.commit(ctx, b, false)
 	})
@@ -223,7 +234,8 @@ func (s *Store) queueEnded(b *pgx.Batch, namespaceID int32, locked []expired, de
 		if err := rows.Scan(&moved, &e.TaskID, &e.StepNo, &e.Token, &e.SessionID, &e.LaneID, &e.Dispatches, &e.Outcome, &poisoned, &seq, &dueAt); err != nil {
 			return err
 		}
-		*ended = append(*ended, Ended{Token: e.token(namespaceID), Outcome: task.Outcome(e.Outcome), Parked: poisoned})
+		token := tokens[task.ID(e.TaskID).Step(e.StepNo)].Token
+		*ended = append(*ended, Ended{Token: token, Outcome: task.Outcome(e.Outcome), Parked: poisoned})
 		change.Tasks = append(change.Tasks, task.ID(e.TaskID))
 		if poisoned {
 			change.Settle = append(change.Settle, task.ID(e.TaskID))

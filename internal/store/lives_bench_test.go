@@ -54,7 +54,7 @@ func newBench(b *testing.B) *bench {
 	x.ids = &store.TaskIDs{Store: x.s}
 	x.ns, err = x.s.EnsureNamespace(ctx, "bench")
 	x.must(err)
-	x.lane, err = x.s.EnsureLane(ctx, store.Lane{NamespaceID: x.ns, Handler: "bench", Priority: 1})
+	x.lane, _, err = x.s.EnsureLane(ctx, store.Lane{NamespaceID: x.ns, Handler: "bench", Priority: 1})
 	x.must(err)
 	id, epoch, _, err := x.s.OpenSession(ctx, x.ns, [16]byte{1}, store.Session{
 		WorkerID: rand.Text(), InstanceID: "1", MaxInFlight: 1000, Handlers: []string{"bench"},

@@ -34,7 +34,7 @@ func (x *machine) drawClaim() *store.Claim {
 func (x *machine) claimSome(t *rapid.T) {
 	ctx := x.act(t)
 	claim := x.drawClaim()
-	grants, err := x.s.Claim(ctx, x.ns, claim)
+	grants, _, err := x.s.Claim(ctx, x.ns, claim)
 	x.ok(err)
 	x.granted(claim, grants)
 }

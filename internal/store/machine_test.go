@@ -196,7 +196,7 @@ func (r *rig) begin(t *rapid.T) *machine {
 	x.ok(err)
 	for _, h := range machineHandlers {
 		for _, p := range machinePriorities {
-			id, err := r.s.EnsureLane(context.Background(), store.Lane{NamespaceID: x.ns, Handler: h, Priority: p})
+			id, _, err := r.s.EnsureLane(context.Background(), store.Lane{NamespaceID: x.ns, Handler: h, Priority: p})
 			x.ok(err)
 			x.lanes = append(x.lanes, id)
 		}

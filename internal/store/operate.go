@@ -111,9 +111,10 @@ func (s *Store) cancelLocked(ctx context.Context, tx pgx.Tx, id task.ID, namespa
 		var (
 			stepNo, dispatch, moved, steps *int
 			sessionID                      *int32
+			circuitID                      int32
 			nonce                          *[16]byte
 		)
-		if err := rows.Scan(&stepNo, &sessionID, &nonce, &dispatch, &moved, &steps); err != nil {
+		if err := rows.Scan(&stepNo, &sessionID, &nonce, &dispatch, &circuitID, &moved, &steps); err != nil {
 			return err
 		}
 		if stepNo == nil {
@@ -122,7 +123,7 @@ func (s *Store) cancelLocked(ctx context.Context, tx pgx.Tx, id task.ID, namespa
 		}
 		cancelled.Leases++
 		token := task.Token{
-			NamespaceID: namespaceID, Step: id.Step(*stepNo), Dispatch: int32(*dispatch), SessionID: *sessionID, Nonce: *nonce, //nolint:gosec // an int in the table
+			NamespaceID: namespaceID, Step: id.Step(*stepNo), Dispatch: int32(*dispatch), SessionID: *sessionID, CircuitID: circuitID, Nonce: *nonce, //nolint:gosec // an int in the table
 		}
 		change.Freed = append(change.Freed, token)
 		change.Revoked = append(change.Revoked, Revoked{Token: token, Reason: task.RevokedCancelled})

@@ -15,7 +15,7 @@ import (
 // hotArgs are the hot statements with literal arguments, as psql would execute them.
 var hotArgs = map[string]string{
 	"claim": `null, '{1}', '{0}', '{100}', '{0}', array_fill(1, array[100]), array_fill(gen_random_uuid(), array[100]),
-		'{1}', '{1}', '{5 s}', '{t}', 1`,
+		'{1}', '{1}', '{5 s}', '{t}', 1, '{1}', '{t}', '{1}', '{1}'`,
 	"lock_leases":  `'{16384}', '{1}', array[gen_random_uuid()]`,
 	"lock_held":    `false, '{16384}', '{1}', array[gen_random_uuid()]`,
 	"lock_expired": `null, '{16384}', '{1}', array[gen_random_uuid()]`,
@@ -24,10 +24,16 @@ var hotArgs = map[string]string{
 	"give_back":    `null, '{}', '{}', '{}', '{}', 1`,
 	"heartbeat":    `null, '{}', '{}', 1`,
 	"probe_lanes":  `1, '{h}'`,
+
+	"lock_circuits":    `'{1}', '{true}'`,
+	"advance_circuits": `null, '{1}'`,
+	"charge_circuits":  `null, '{1}', '{16384}', '{1}', array[gen_random_uuid()], '{success}', '{dependency}', '{false}', '{null}', '{null}', '{null}', '{}', '{}', '{}', '{}', '{}'`,
+	"pace_circuits":    `null, '{1}'`,
+	"circuit_gates":    `null, '{1}'`,
 }
 
 // leaf rows of a plan that read a big table whole. The lease table is small, and is read whole on purpose by the sweep.
-var wholeRead = regexp.MustCompile(`Seq Scan on (ready|backoff|parked|lease|task|step|step_end|step_failure|task_end|join_wait|checkpoint)\S*`)
+var wholeRead = regexp.MustCompile(`Seq Scan on (ready|backoff|parked|lease|task|step|step_end|step_failure|task_end|join_wait|checkpoint|circuit|circuit_worker)\S*`)
 
 // TestHotStatementsHaveOnePlanWhateverTheTablesHold guards against the plan flip: a generic plan that was made on an empty
 // table, kept for the life of a connection, and is wrong once the table is full.
@@ -71,6 +77,8 @@ func TestHotStatementsHaveOnePlanWhateverTheTablesHold(t *testing.T) {
 	empty := plans()
 	exec(`
 		insert into namespace (name) values ('default');
+		insert into circuit (namespace_id, name) select 1, 'c' || n from generate_series(1, 1000) n;
+		insert into circuit_worker (circuit_id, worker_id) select c, 'w' || n from generate_series(1, 100) c, generate_series(1, 20) n;
 		insert into lane (namespace_id, handler, priority) values (1, 'h', 1);
 		insert into task (task_id, namespace_id, name, context, step_count, created_at)
 			select n::bigint << 14, 1, 't', '{}', 1, now() from generate_series(1, 10000) n;

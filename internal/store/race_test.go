@@ -342,7 +342,7 @@ func TestRaceOfTakeOverAndClaim(t *testing.T) {
 		together(
 			func() {
 				var err error
-				grants, err = a.Claim(c.Context(), c.ns, claim)
+				grants, _, err = a.Claim(c.Context(), c.ns, claim)
 				c.refusal(err)
 			},
 			func() {

@@ -24,7 +24,10 @@ type Answer struct {
 type Flushed struct {
 	Answers []Answer // in the order of the reports
 	Grants  []Grant
+	Gates   []Gate // of the circuits that the transaction touched
 	Change  Change
+
+	changedCircuits map[int32]string // id → name
 }
 
 // stepKey names a step's row.
@@ -38,7 +41,7 @@ type stepKey struct {
 // without an error; those whose lease is gone are answered Late.
 func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Report, claim *Claim) (f Flushed, err error) {
 	if len(reports) == 0 {
-		f.Grants, err = s.Claim(ctx, namespaceID, claim)
+		f.Grants, f.Gates, err = s.Claim(ctx, namespaceID, claim)
 		return f, err
 	}
 	order := make([]int, len(reports))
@@ -55,26 +58,39 @@ func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Rep
 			failures = append(failures, i)
 		}
 	}
+	use := reportedCircuits(reports, claim)
 	tries := 0
 	err = s.inPipeline(ctx, func(p *pipeline) error {
 		f = Flushed{Answers: make([]Answer, len(reports))}
 		b := &pgx.Batch{}
+		if len(use) > 0 {
+			s.lockCircuits(b, use)
+		}
 		// Each of the two statements locks in order, but the two together only if all is locked before. And where heartbeats
 		// move the leases, a statement that waits for one wakes up with an old snapshot: locked before, they are all in the
-		// snapshot of the next statement, and no try after the first is lost to a heartbeat.
-		if tries++; tries > 1 || len(successes) > 0 && len(failures) > 0 {
+		// snapshot of the next statement, and no try after the first is lost to a heartbeat. Circuits are charged with what
+		// stands in the leases, before they are concluded.
+		charged := len(use) > 0 && chargesAny(reports)
+		if tries++; tries > 1 || len(successes) > 0 && len(failures) > 0 || charged {
 			lockAll(b, reports, order)
+		}
+		if charged {
+			s.queueReportCharges(b, use, reports, order, &f)
 		}
 		s.queueComplete(b, namespaceID, reports, successes, &f)
 		s.queueFail(b, namespaceID, reports, failures, &f)
 		if claim != nil && len(claim.Lanes) > 0 {
 			s.queueClaim(b, namespaceID, claim, &f.Grants)
 		}
+		if len(use) > 0 {
+			s.queueGates(b, use, &f.Gates)
+		}
 		return p.commit(ctx, b, false)
 	})
 	for i := range f.Answers {
 		f.Answers[i].Late = f.Answers[i].Reported == nil
 	}
+	f.tellCircuits(reports)
 	return f, err
 }
 

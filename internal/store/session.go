@@ -63,7 +63,7 @@ func (s *Store) SessionLeases(ctx context.Context, namespaceID, sessionID int32)
 			no int
 		)
 		l.Token.NamespaceID, l.Token.SessionID = namespaceID, sessionID
-		err = row.Scan(&id, &no, &l.Token.Nonce, &l.Token.Dispatch, &l.LaneID, &l.Confirmed, &l.Until)
+		err = row.Scan(&id, &no, &l.Token.Nonce, &l.Token.Dispatch, &l.LaneID, &l.Confirmed, &l.Until, &l.Token.CircuitID)
 		l.Token.Step = task.ID(id).Step(no)
 		return l, err
 	})

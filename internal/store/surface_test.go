@@ -217,7 +217,7 @@ func TestReadinessColumnsAreThePromisedOnes(t *testing.T) {
 	equal(w, "get_step_readiness_status", names("step_readiness"), "workflow_step_id, task_id, name, current_state, "+
 		"dependencies_satisfied, retry_eligible, ready_for_execution, last_failure_at, next_retry_at, total_parents, completed_parents, "+
 		"attempts, retry_limit, backoff_request_seconds, last_attempted_at, dispatches, lost_leases, error_code, circuit, blocked_by, "+
-		"last_started_at, epoch")
+		"last_started_at, epoch, waiting_for, waiting_until")
 	equal(w, "get_task_execution_context", names("task_execution"), "task_id, status, total_steps, pending_steps, in_progress_steps, "+
 		"completed_steps, failed_steps, ready_steps, waiting_for_retry_steps, cancelled_steps, execution_status, recommended_action, "+
 		"completion_percentage, health_status")

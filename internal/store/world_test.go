@@ -111,7 +111,7 @@ func (w *world) submitAs(sub task.Submission, steps ...task.StepSpec) task.ID {
 		if steps[i].Name == "" {
 			steps[i].Name = fmt.Sprintf("s%d", i+1)
 		}
-		lane, err := w.s.EnsureLane(w.Context(), store.Lane{
+		lane, _, err := w.s.EnsureLane(w.Context(), store.Lane{
 			NamespaceID: w.ns, Handler: steps[i].Handler, Circuit: steps[i].Circuit, Priority: steps[i].Priority,
 		})
 		w.ok(err)
@@ -141,7 +141,7 @@ func (w *world) claim(n int) []store.Grant {
 		claim.Lanes = append(claim.Lanes, want)
 	}
 	w.ok(rows.Err())
-	grants, err := w.s.Claim(w.Context(), w.ns, claim)
+	grants, _, err := w.s.Claim(w.Context(), w.ns, claim)
 	w.ok(err)
 	return grants
 }

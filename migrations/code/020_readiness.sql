@@ -18,7 +18,7 @@ as $$
     arrival.completed_parents = shown.total_parents,
     shown.current_state in ('pending', 'error') and parked.step_no is null
       and (shown.next_retry_at is null or coalesce(at, now()) >= shown.next_retry_at),
-    ready.step_no is not null or coalesce(backoff.due_at <= coalesce(at, now()), false),
+    gate.is_runnable and gate.admits,
     failure.ended_at,
     shown.next_retry_at,
     shown.total_parents,
@@ -53,7 +53,25 @@ as $$
       ) as named
     ) end,
     coalesce(lease.started_at, ended.started_at, failure.started_at),
-    shown.epoch
+    shown.epoch,
+    case
+      when shown.current_state not in ('pending', 'error') then null
+      when parked.step_no is not null then 'operator'
+      when shown.is_blocked then 'dependencies'
+      when not gate.is_runnable then case when backoff.failures > 0 then 'backoff' else 'not_before' end
+      when not gate.admits then circuit_word(lane.circuit_id, at)
+      when (
+        select w.session_id from worker_session w
+        where w.namespace_id = lane.namespace_id and lane.handler = any (w.handlers) and w.closed_at is null and w.drained_at is null
+          and w.seen_at > now() - interval '15 seconds' -- store.SessionLiveFor
+        limit 1
+      ) is null then 'worker'
+      else 'capacity'
+    end,
+    case when shown.current_state not in ('pending', 'error') then null
+      when not gate.is_runnable then backoff.due_at
+      when not gate.admits then circuit_until(lane.circuit_id, at)
+    end
   from (
     -- For each step below a step that failed for good: the numbers of those that did. No step below a failed one can fail
     -- too, so tracing each costs at most the task's edges.
@@ -80,7 +98,9 @@ as $$
   ) as graph
   join step on step.task_id = of_task and (step_ids is null or step.step_no = any (
     array(select (id - of_task)::int from unnest(step_ids) as given (id) where id - of_task between 1 and 10000)))
-  cross join lateral (select l.circuit from lane l where l.lane_id = step.lane_id limit 1) as lane
+  cross join lateral (
+    select l.lane_id, l.namespace_id, l.handler, l.circuit, l.circuit_id from lane l where l.lane_id = step.lane_id limit 1
+  ) as lane
   -- Every unfinished, unblocked step stands in exactly one of these four; an ended one in step_end.
   left join lateral (
     select r.step_no, r.attempts, r.failures, r.dispatches, r.lost_leases, r.epoch
@@ -147,6 +167,13 @@ as $$
       coalesce(ended.epoch, ready.epoch, backoff.epoch, lease.epoch, parked.epoch, 1) as epoch,
       coalesce(ready.step_no, backoff.step_no, lease.step_no, parked.step_no) is null and ended.state is null as is_blocked
   ) as shown
+  cross join lateral (
+    select runnable.is_runnable,
+      lane.circuit_id is null or runnable.is_runnable and circuit_admits(lane.circuit_id, lane.lane_id, of_task, step.step_no, at)
+        as admits
+    from (select ready.step_no is not null or coalesce(backoff.due_at <= coalesce(at, now()), false) as is_runnable offset 0) as runnable
+    offset 0                                   -- asked once a step
+  ) as gate
   order by 1
 $$;
 comment on function steps_of_task_at(bigint, bigint[], timestamptz) is
@@ -196,7 +223,10 @@ changes their values. An unknown task gives no rows. One snapshot. The columns (
   circuit                  the circuit it belongs to, if any
   blocked_by               names of what it waits for: failed ancestors, then unfinished parents; at most 32
   last_started_at          when the last run started
-  epoch                    rises at each reset';
+  epoch                    rises at each reset
+  waiting_for              why it is not running: dependencies, backoff, not_before, circuit, limit, paused, worker, capacity
+                           or operator; NULL: it runs or has ended
+  waiting_until            when that ends by itself, at the earliest; NULL: not known';
 
 create or replace function get_step_readiness_status_batch(task_ids bigint[])
 returns setof step_readiness

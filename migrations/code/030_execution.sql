@@ -47,16 +47,16 @@ as $$
       ended.cancelled,
       running.steps as in_progress,
       failed.steps as failed,
-      queued.steps + delayed.due as ready,
-      delayed.retrying as waiting,
+      queued.admitted + delayed.admitted as ready,
+      queued.steps - queued.admitted + delayed.due - delayed.admitted + delayed.retrying as waiting,
       queued.steps + delayed.steps + running.steps as live,
       ended.completed > 0 or queued.is_started or delayed.is_started or running.is_started or failed.is_started
         as is_started,
       case
         when ended.completed = task.step_count then 'all_complete'
-        when queued.steps + delayed.due > 0 then 'has_ready_steps'
+        when queued.admitted + delayed.admitted > 0 then 'has_ready_steps'
         when running.steps > 0 then 'processing'
-        when delayed.retrying > 0 then 'waiting_for_retry'
+        when queued.steps + delayed.due + delayed.retrying > 0 then 'waiting_for_retry'
         when failed.steps > 0 then 'blocked_by_failures'
         when ended.cancelled > 0 then 'cancelled'
         else 'waiting_for_dependencies'
@@ -73,16 +73,23 @@ as $$
     -- A task has started once any run of it was confirmed or concluded; rows carry that for ever.
     cross join lateral (
       select count(*)::int as steps,
+             -- what its circuit keeps back waits as one does that backs off
+             count(*) filter (where lane.circuit_id is null
+               or circuit_admits(lane.circuit_id, lane.lane_id, of_task, ready.step_no, at))::int as admitted,
              coalesce(bool_or(started or failures > 0), false) as is_started
       from ready
+      cross join lateral (select l.lane_id, l.circuit_id from lane l where l.lane_id = ready.lane_id limit 1) as lane
       where ready.task_id = of_task
     ) as queued
     cross join lateral (
       select count(*)::int as steps,
              count(*) filter (where due_at <= coalesce(at, now()))::int as due,
+             count(*) filter (where due_at <= coalesce(at, now()) and (lane.circuit_id is null
+               or circuit_admits(lane.circuit_id, lane.lane_id, of_task, backoff.step_no, at)))::int as admitted,
              count(*) filter (where due_at > coalesce(at, now()) and failures > 0)::int as retrying,
              coalesce(bool_or(started or failures > 0), false) as is_started
       from backoff
+      cross join lateral (select l.lane_id, l.circuit_id from lane l where l.lane_id = backoff.lane_id limit 1) as lane
       where backoff.task_id = of_task
     ) as delayed
     cross join lateral (

@@ -15,18 +15,18 @@ from_parked as (
 ),
 from_lease as (
   delete from lease where task_id = $2
-  returning step_no, attempts, failures, dispatches, lost_leases, epoch, event_no, session_id, token, confirmed_at
+  returning step_no, attempts, failures, dispatches, lost_leases, epoch, event_no, session_id, token, confirmed_at, circuit_id
 ),
 taken as materialized (
   select step_no, attempts, failures, dispatches, lost_leases, epoch, event_no, null::int as session_id, null::uuid as token,
-         null::timestamptz as confirmed_at
+         null::timestamptz as confirmed_at, null::int as circuit_id
   from from_ready
   union all
-  select step_no, attempts, failures, dispatches, lost_leases, epoch, event_no, null, null, null from from_backoff
+  select step_no, attempts, failures, dispatches, lost_leases, epoch, event_no, null, null, null, null from from_backoff
   union all
-  select step_no, attempts, failures, dispatches, lost_leases, epoch, event_no, null, null, null from from_parked
+  select step_no, attempts, failures, dispatches, lost_leases, epoch, event_no, null, null, null, null from from_parked
   union all
-  select step_no, attempts, failures, dispatches, lost_leases, epoch, event_no, session_id, token, confirmed_at from from_lease
+  select step_no, attempts, failures, dispatches, lost_leases, epoch, event_no, session_id, token, confirmed_at, circuit_id from from_lease
 ),
 unfinished as materialized (
   select step.step_no, coalesce(taken.attempts, 0) as attempts, coalesce(taken.failures, 0) as failures,
@@ -66,7 +66,7 @@ recorded_end as (
   insert into history (recorded_at, namespace_id, kind, actor, reason, task_ids, states)
   select ended_at, $4, 'task_ended', $5, $6, array[$2::bigint], array['cancelled'] from noted
 )
-select null::int as step_no, null::int as session_id, null::uuid as token, null::int as dispatch,
+select null::int as step_no, null::int as session_id, null::uuid as token, null::int as dispatch, 0 as circuit_id,
   must_move((select count(*) from taken), $3::int) as moved, (select count(*)::int from unfinished) as cancelled
 union all
-select step_no, session_id, token, dispatches, null, null from taken where token is not null
+select step_no, session_id, token, dispatches, coalesce(circuit_id, 0), null, null from taken where token is not null

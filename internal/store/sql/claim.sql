@@ -10,20 +10,38 @@
 -- $6 slot_session int[], $7 slot_token uuid[]: a slot each; the lane's k-th step takes slot slot_offset + k
 -- $8 session_id int[], $9 epoch int[], $10 delivery_timeout interval[], $11 beats boolean[]: a session each, sorted
 -- $12 namespace_id int
+-- $13 circuit_id int[], $14 exclusive boolean[], $15 lane_id int[]: a circuit each whose lanes stand in $2. Where it bounds what
+--   goes out, only this lane takes from it. lock_circuits.sql has locked it, in a statement before: what is counted here is
+--   what stands. A circuit that was taken for plain and is not lets nothing out.
+-- $16 circuit_id int[]: of each lane; 0: none
 with session as materialized (
-  select w.session_id, asked.delivery_timeout, asked.beats
+  select w.session_id, w.worker_id, asked.delivery_timeout, asked.beats
   from unnest($8::int[], $9::int[], $10::interval[], $11::boolean[]) as asked (session_id, epoch, delivery_timeout, beats)
   cross join lateral (
-    select worker_session.session_id
+    select worker_session.session_id, worker_session.worker_id
     from worker_session
     where worker_session.session_id = asked.session_id and worker_session.epoch = asked.epoch
       and worker_session.drained_at is null and worker_session.closed_at is null
     for share
   ) w
 ),
+gate as materialized (
+  select asked.circuit_id, asked.lane_id, asked.exclusive, (c).generation, (c).state = 'half_open' as probe,
+    circuit_room(c, circuit_policy_in_force((c).policy, n.circuit_defaults), coalesce($1, clock_timestamp())) as room
+  from unnest($13::int[], $14::boolean[], $15::int[]) as asked (circuit_id, exclusive, lane_id)
+  cross join lateral (select circuit from circuit where circuit.circuit_id = asked.circuit_id limit 1) as found (c)
+  cross join lateral (
+    select namespace.circuit_defaults from namespace where namespace.namespace_id = (c).namespace_id limit 1
+  ) n
+),
 candidate as materialized (
-  select c.*, ($6::int[])[want.slot_offset + c.place] as session_id, ($7::uuid[])[want.slot_offset + c.place] as token
-  from unnest($2::int[], $3::bigint[], $4::int[], $5::int[]) as want (lane_id, after_seq, wanted, slot_offset)
+  select c.*, want.circuit_id, ($6::int[])[want.slot_offset + c.place] as session_id, ($7::uuid[])[want.slot_offset + c.place] as token
+  from (
+    select asked.lane_id, asked.after_seq, asked.slot_offset, asked.circuit_id, case when asked.circuit_id = 0 then asked.wanted
+      else (select case when gate.room is null then asked.wanted when gate.exclusive and gate.lane_id = asked.lane_id
+        then least(gate.room, asked.wanted) else 0 end from gate where gate.circuit_id = asked.circuit_id) end as wanted
+    from unnest($2::int[], $3::bigint[], $4::int[], $5::int[], $16::int[]) as asked (lane_id, after_seq, wanted, slot_offset, circuit_id)
+  ) want
   cross join lateral (
     select standing.*, row_number() over (order by standing.runnable_at, standing.seq)::int as place
     from (
@@ -55,9 +73,17 @@ granted as materialized (
     -- unless set: long enough for the run of a worker that sends no heartbeats, else 30 s
     coalesce(s.lease_duration, case when session.beats then interval '30 seconds'
       else greatest(interval '30 seconds', s.run_timeout + interval '5 seconds') end) as lease_duration,
-    t.name as task_name, t.context, t.labels, t.trace_context, t.deadline
+    t.name as task_name, t.context, t.labels, t.trace_context, t.deadline, gate.generation as circuit_generation, gate.probe
   from candidate c
-  cross join lateral (select * from session where session.session_id = c.session_id limit 1) session
+  left join lateral (select * from gate where gate.circuit_id = c.circuit_id limit 1) gate on true
+  cross join lateral (
+    select * from session
+    where session.session_id = c.session_id
+      and (c.circuit_id = 0 or not exists (
+        select from circuit_worker w
+        where w.circuit_id = c.circuit_id and w.worker_id = session.worker_id and w.barred_until > coalesce($1, clock_timestamp())))
+    limit 1
+  ) session
   cross join lateral (
     select step.name, step.retry_limit, step.handler_config, step.parents, step.run_timeout, step.max_elapsed, step.lease_duration
     from step where step.task_id = c.task_id and step.step_no = c.step_no limit 1
@@ -77,12 +103,12 @@ taken_backoff as (
 leased as (
   insert into lease (task_id, step_no, lane_id, session_id, token, attempts, failures, dispatches, epoch, event_no, lost_leases,
     undelivered, released, skipped, started, seq, due_at, runnable_at, first_started_at, granted_at, until, lease_duration,
-    run_timeout, stop_at)
+    run_timeout, stop_at, circuit_id, circuit_generation, probe)
   select task_id, step_no, lane_id, session_id, token, attempts, failures, dispatches + 1, epoch, event_no + 1, lost_leases,
     undelivered, released, skipped, started, seq, due_at, runnable_at,
     case when max_elapsed is not null then coalesce(first_started_at, granted_at) end,
     granted_at, granted_at + delivery_timeout, lease_duration, run_timeout,
-    least(deadline, coalesce(first_started_at, granted_at) + max_elapsed)
+    least(deadline, coalesce(first_started_at, granted_at) + max_elapsed), nullif(circuit_id, 0), circuit_generation, probe
   from granted
 ),
 recorded as (
@@ -95,7 +121,7 @@ recorded as (
 select g.lane_id, g.seq, g.session_id, g.token, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at,
   g.delivery_timeout, g.lease_duration, g.run_timeout,
   least(g.deadline, coalesce(g.first_started_at, g.granted_at) + g.max_elapsed) as stop_at,
-  g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context,
+  g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context, g.circuit_id, g.probe,
   null::int as parent_count, null::text[] as names, null::text[] as results, null::text as checkpoint,
   null::int as failed_dispatch, null::text as failed_outcome, null::int as failed_attempt, null::timestamptz as failed_at,
   null::text as error_code, null::text as message, null::text as error_class, null::int as http_status, null::text as stack_trace,
@@ -106,7 +132,7 @@ union all
 select g.lane_id, g.seq, g.session_id, g.token, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at,
   g.delivery_timeout, g.lease_duration, g.run_timeout,
   least(g.deadline, coalesce(g.first_started_at, g.granted_at) + g.max_elapsed) as stop_at,
-  g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context,
+  g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context, g.circuit_id, g.probe,
   cardinality(g.parents) as parent_count, dependency.names, dependency.results,
   saved.body as checkpoint,
   f.dispatch as failed_dispatch, f.outcome::text as failed_outcome, f.attempt as failed_attempt, f.ended_at as failed_at,

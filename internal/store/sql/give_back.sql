@@ -1,5 +1,5 @@
 -- Concludes dispatches that ended without a result, whose leases this transaction holds: the step goes back to where it
--- stood, keeping its place, under no lease; its attempts are untouched.
+-- stood, keeping its place (unless it was a circuit's probe), under no lease; its attempts are untouched.
 --
 --   undelivered  never confirmed: free 5 times in a row, then lost
 --   released     handed back by the worker: free 100 times in a row, then lost
@@ -37,14 +37,17 @@ concluded as materialized (
     case when outcome = 'undelivered' then undelivered + 1 else 0 end as undelivered_after,
     case when outcome = 'released' then released + 1 else 0 end as released_after,
     started or confirmed_at is not null as started_after,
-    case when delay > interval '0' then ended_at + delay else due_at end as due_after
+    case when delay > interval '0' then ended_at + delay when probe and due_at is not null then ended_at else due_at end as due_after,
+    -- A probe that came to nothing stands last: the next one is another step, so that no single step keeps a circuit open.
+    case when probe and seq is not null then nextval('ready_seq') else seq end as seq_after,
+    case when probe then ended_at else runnable_at end as runnable_after
   from locked
 ),
 returned_ready as (
   insert into ready (lane_id, seq, task_id, step_no, attempts, failures, dispatches, epoch, event_no, lost_leases,
     undelivered, released, skipped, started, runnable_at, last_token, first_started_at)
-  select lane_id, seq, task_id, step_no, attempts, failures, dispatches, epoch, event_no + 1, lost_after,
-    undelivered_after, released_after, skipped, started_after, runnable_at, token, first_started_at
+  select lane_id, seq_after, task_id, step_no, attempts, failures, dispatches, epoch, event_no + 1, lost_after,
+    undelivered_after, released_after, skipped, started_after, runnable_after, token, first_started_at
   from concluded where not poisoned and due_after is null
 ),
 returned_backoff as (
@@ -86,5 +89,5 @@ recorded as (
 )
 select must_move((select count(*) from gone), cardinality($2::bigint[])) as moved,
   task_id, step_no, token, session_id, lane_id, dispatches, outcome::text as outcome, poisoned,
-  case when not poisoned and due_after is null then seq end as seq, case when not poisoned then due_after end as due_at
+  case when not poisoned and due_after is null then seq_after end as seq, case when not poisoned then due_after end as due_at
 from concluded

@@ -1,2 +1,2 @@
 -- $1 lane_id int
-select lane_id, namespace_id, handler, circuit, priority from lane where lane_id = $1
+select lane_id, namespace_id, handler, circuit, priority, coalesce(circuit_id, 0) from lane where lane_id = $1

@@ -8,7 +8,8 @@ select
     when l.confirmed_at + l.run_timeout <= coalesce($1, clock_timestamp()) then 'timed_out'
     when l.confirmed_at is null then 'undelivered'
     else 'lost_lease'
-  end as outcome
+  end as outcome,
+  coalesce(l.circuit_id, 0) as circuit_id
 from unnest($2::bigint[], $3::int[], $4::uuid[]) as expired (task_id, step_no, token)
 cross join lateral (
   select lease.*

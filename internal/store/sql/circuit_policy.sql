@@ -1,0 +1,2 @@
+-- What is set on a circuit itself. $1 circuit_id int
+select (policy).* from circuit where circuit_id = $1
