@@ -250,3 +250,52 @@ func TestACircuitPacesStarts(t *testing.T) {
 		}
 	}
 }
+
+func TestBudgetsStandStillWhileACircuitThatSuspendsThemIsShut(t *testing.T) {
+	db := pgtest.New(t)
+	e := newEngine(t, db)
+	st := open(t, e, 10, "a", "b")
+	for _, suspends := range []bool{false, true} {
+		name := fmt.Sprint("svc-", suspends)
+		setPolicy(t, e, name, task.CircuitPolicy{SuspendBudgets: &suspends}, "suspend_budgets")
+		if _, err := e.HoldCircuit(t.Context(), "", name, task.CircuitHold{Reason: "maintenance"}); err != nil {
+			t.Fatal(err)
+		}
+		soon := time.Now().Add(700 * time.Millisecond)
+		answers, err := e.Submit(t.Context(), []*task.Submission{{
+			Name: "t", Context: "{}", Steps: []task.StepSpec{behind(name, "a"), spec("b", 1)}, Deadline: &soon,
+		}}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Long enough for the deadline to be looked at.
+		waitFor(t, func() bool { return time.Now().After(soon.Add(1500 * time.Millisecond)) })
+		if _, err := e.ReleaseCircuit(t.Context(), "", name, "op", ""); err != nil {
+			t.Fatal(err)
+		}
+		var reason *string
+		if err := db.Pool.QueryRow(t.Context(), "select (select reason::text from parked where task_id = $1)", int64(answers[0].TaskID)).Scan(&reason); err != nil {
+			t.Fatal(err)
+		}
+		if !suspends {
+			if reason == nil || *reason != "deadline_exceeded" {
+				t.Errorf("behind %s the step is parked for %v", name, reason)
+			}
+			continue
+		}
+		if reason != nil {
+			t.Fatalf("behind %s the step is parked: %s", name, *reason)
+		}
+		r := nextStep(t, st)
+		if r.StepName != "a" || r.Deadline == nil || !r.Deadline.After(r.GrantedAt) {
+			t.Errorf("granted at %v until %v", r.GrantedAt, r.Deadline)
+		}
+		succeed(t, e, r, "{}")
+		// The next step names no circuit; its task has the same budget left.
+		r = nextStep(t, st)
+		if r.StepName != "b" {
+			t.Errorf("granted %s", r.StepName)
+		}
+		succeed(t, e, r, "{}")
+	}
+}

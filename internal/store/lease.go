@@ -92,6 +92,8 @@ type HeldLease struct {
 	LaneID int32
 	// CircuitID of the lane; 0: none.
 	CircuitID int32
+	// Overdue: a deadline seems to have ended it.
+	Overdue bool
 	// Delay of a release: the step is not dispatched again before it has passed.
 	Delay time.Duration
 }
@@ -132,7 +134,7 @@ func (s *Store) ExpiredLeases(ctx context.Context, limit int) ([]HeldLease, erro
 			id int64
 			no int
 		)
-		err = row.Scan(&id, &no, &h.Nonce, &h.LaneID, &h.CircuitID)
+		err = row.Scan(&id, &no, &h.Nonce, &h.LaneID, &h.CircuitID, &h.Overdue)
 		h.Step = task.ID(id).Step(no)
 		return h, err
 	})
@@ -163,8 +165,10 @@ func (s *Store) concludeLeases(ctx context.Context, namespaceID int32, leases []
 	}
 	lockArgs = append(lockArgs, ids, nos, tokens)
 	use := circuitUse{}
+	overdue := false
 	for _, l := range leases {
 		use.add(l.CircuitID, true)
+		overdue = overdue || l.Overdue
 	}
 	err = s.inPipeline(ctx, func(p *pipeline) error {
 		ended, change = nil, Change{}
@@ -172,6 +176,9 @@ func (s *Store) concludeLeases(ctx context.Context, namespaceID int32, leases []
 		b := &pgx.Batch{}
 		if len(use) > 0 {
 			s.lockCircuits(b, use)
+		}
+		if overdue {
+			b.Queue(sqlText("extend_stops"), s.at(), ids, nos, tokens)
 		}
 		b.Queue(sqlText(lock), lockArgs...).Query(func(rows pgx.Rows) (err error) {
 			locked, err = pgx.CollectRows(rows, pgx.RowToStructByPos[expired])

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -47,11 +48,17 @@ func (s *Store) DueDeadlines(ctx context.Context, limit int) ([]Deadline, error)
 }
 
 // EnforceDeadline parks the steps that still wait under a deadline that has passed. Leases under it end by themselves, at
-// the same instant; as long as one stands, or somebody holds a row, the deadline stays and is enforced again.
+// the same instant; as long as one stands, or somebody holds a row, the deadline stays and is enforced again. One that circuits
+// have suspended is put off.
 func (s *Store) EnforceDeadline(ctx context.Context, d Deadline) (change Change, err error) {
 	err = s.inTx(ctx, s.Cold, func(tx pgx.Tx) error {
 		change = Change{}
 		if d.NamespaceID != nil {
+			var postponed bool
+			err := tx.QueryRow(ctx, sqlText("postpone_deadline"), s.at(), d.DueAt, int64(d.TaskID), d.StepNo).Scan(&postponed)
+			if postponed || err != nil && !errors.Is(err, pgx.ErrNoRows) {
+				return err
+			}
 			var parked int
 			if err := tx.QueryRow(ctx, sqlText("park_overdue"), s.at(), int64(d.TaskID), d.StepNo, *d.NamespaceID).Scan(&parked); err != nil {
 				return err

@@ -73,7 +73,10 @@ granted as materialized (
     -- unless set: long enough for the run of a worker that sends no heartbeats, else 30 s
     coalesce(s.lease_duration, case when session.beats then interval '30 seconds'
       else greatest(interval '30 seconds', s.run_timeout + interval '5 seconds') end) as lease_duration,
-    t.name as task_name, t.context, t.labels, t.trace_context, t.deadline, gate.generation as circuit_generation, gate.probe
+    t.name as task_name, t.context, t.labels, t.trace_context, gate.generation as circuit_generation, gate.probe,
+    -- a budget that seems spent may have been suspended
+    case when budget.raw_end <= coalesce($1, clock_timestamp()) then budget_end(c.task_id, c.step_no, c.first_started_at, $1)
+      else budget.raw_end end as stop_at
   from candidate c
   left join lateral (select * from gate where gate.circuit_id = c.circuit_id limit 1) gate on true
   cross join lateral (
@@ -91,6 +94,9 @@ granted as materialized (
   cross join lateral (
     select task.name, task.context, task.labels, task.trace_context, task.deadline from task where task.task_id = c.task_id limit 1
   ) t
+  cross join lateral (
+    select least(t.deadline, coalesce(c.first_started_at, coalesce($1, clock_timestamp())) + s.max_elapsed) as raw_end
+  ) budget
 ),
 taken_ready as (
   delete from ready where ctid = any (array(select tid from granted where seq is not null))
@@ -108,7 +114,7 @@ leased as (
     undelivered, released, skipped, started, seq, due_at, runnable_at,
     case when max_elapsed is not null then coalesce(first_started_at, granted_at) end,
     granted_at, granted_at + delivery_timeout, lease_duration, run_timeout,
-    least(deadline, coalesce(first_started_at, granted_at) + max_elapsed), nullif(circuit_id, 0), circuit_generation, probe
+    stop_at, nullif(circuit_id, 0), circuit_generation, probe
   from granted
 ),
 recorded as (
@@ -120,7 +126,7 @@ recorded as (
 -- Most steps have no parents and run for the first time: they are spared the looks for what they cannot have.
 select g.lane_id, g.seq, g.session_id, g.token, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at,
   g.delivery_timeout, g.lease_duration, g.run_timeout,
-  least(g.deadline, coalesce(g.first_started_at, g.granted_at) + g.max_elapsed) as stop_at,
+  g.stop_at,
   g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context, g.circuit_id, g.probe,
   null::int as parent_count, null::text[] as names, null::text[] as results, null::text as checkpoint,
   null::int as failed_dispatch, null::text as failed_outcome, null::int as failed_attempt, null::timestamptz as failed_at,
@@ -131,7 +137,7 @@ where g.parents is null and g.dispatches = 0
 union all
 select g.lane_id, g.seq, g.session_id, g.token, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at,
   g.delivery_timeout, g.lease_duration, g.run_timeout,
-  least(g.deadline, coalesce(g.first_started_at, g.granted_at) + g.max_elapsed) as stop_at,
+  g.stop_at,
   g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context, g.circuit_id, g.probe,
   cardinality(g.parents) as parent_count, dependency.names, dependency.results,
   saved.body as checkpoint,

@@ -10,10 +10,10 @@ with set_now as (
 touched as (
   update circuit set generation = generation + 1, cause = 'policy', calls = null
   where namespace_id = $2
-  returning circuit_id, namespace_id, generation, state, policy
+  returning circuit_id, namespace_id, generation, state, policy, open_until, hold_from, hold_until
 )
-insert into circuit_event (circuit_id, namespace_id, generation, recorded_at, from_state, to_state, cause, actor, reason, policy)
-select t.circuit_id, t.namespace_id, t.generation, coalesce($1, clock_timestamp()), t.state, t.state, 'policy', $3, $4,
+insert into circuit_event (circuit_id, namespace_id, generation, recorded_at, from_state, to_state, cause, actor, reason, open_until, hold_from, hold_until, policy)
+select t.circuit_id, t.namespace_id, t.generation, coalesce($1, clock_timestamp()), t.state, t.state, 'policy', $3, $4, t.open_until, t.hold_from, t.hold_until,
   circuit_policy_in_force(t.policy, s.circuit_defaults)
 from touched t cross join set_now s
 order by t.circuit_id

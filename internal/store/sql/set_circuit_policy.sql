@@ -6,9 +6,9 @@ with set_now as (
       $14::int, $15::int, $16::int, $17::float8, $18::boolean)::circuit_policy,
     generation = generation + 1, cause = 'policy', calls = null
   where circuit_id = $2
-  returning circuit_id, namespace_id, generation, state, policy
+  returning circuit_id, namespace_id, generation, state, policy, open_until, hold_from, hold_until
 )
-insert into circuit_event (circuit_id, namespace_id, generation, recorded_at, from_state, to_state, cause, actor, reason, policy)
-select s.circuit_id, s.namespace_id, s.generation, coalesce($1, clock_timestamp()), s.state, s.state, 'policy', $3, $4,
+insert into circuit_event (circuit_id, namespace_id, generation, recorded_at, from_state, to_state, cause, actor, reason, open_until, hold_from, hold_until, policy)
+select s.circuit_id, s.namespace_id, s.generation, coalesce($1, clock_timestamp()), s.state, s.state, 'policy', $3, $4, s.open_until, s.hold_from, s.hold_until,
   circuit_policy_in_force(s.policy, n.circuit_defaults)
 from set_now s join namespace n on n.namespace_id = s.namespace_id

@@ -1,0 +1,59 @@
+-- Budgets of time: a task's deadline and a step's max_elapsed. They stand still while a circuit is open or held whose policy
+-- says suspend_budgets: until then nothing of it is dispatched, so the time is not the task's to lose.
+
+-- How long any of these circuits, each until its own instant, kept its steps back with suspend_budgets; counted from since.
+create or replace function circuits_shut_for(of_circuits int[], untils timestamptz[], since timestamptz)
+returns interval
+language sql stable
+as $$
+  -- seconds only, never days: adding it to an instant means the same in every time zone
+  select make_interval(secs => coalesce(sum(extract(epoch from upper(span) - lower(span))), 0)::float8)
+  from (
+    select range_agg(tstzrange(greatest(shut.began, since), least(shut.ended, asked.until))) as spans
+    from unnest(of_circuits, untils) as asked (circuit_id, until)
+    cross join lateral (
+      select event.recorded_at as began, event.to_state, (event.policy).suspend_budgets as suspends,
+        -- what ended by itself ended then, whenever somebody took note of it
+        least(lead(event.recorded_at) over (order by event.generation), event.open_until, event.hold_until) as ended
+      from circuit_event as event
+      where event.circuit_id = asked.circuit_id
+    ) as shut
+    where shut.to_state in ('open', 'held') and shut.suspends and shut.began < asked.until
+      and coalesce(shut.ended, asked.until) > since
+  ) as together
+  cross join lateral unnest(together.spans) as span
+$$;
+
+-- When the budget of a step ends, its share of the task's deadline included; step 0: the task's deadline itself. NULL: never.
+-- A task's deadline stands still while a circuit is shut that a step of it names which has not ended; max_elapsed while the
+-- step's own is.
+create or replace function budget_end(of_task bigint, of_step int, first_started_at timestamptz, at timestamptz)
+returns timestamptz
+language sql stable
+as $$
+  select least(
+    (
+      select t.deadline + circuits_shut_for(named.circuit_ids, named.untils, t.created_at)
+      from task t
+      cross join lateral (
+        select array_agg(circuit_id) as circuit_ids, array_agg(until) as untils
+        from (
+          select lane.circuit_id, max(coalesce(step_end.ended_at, at, now())) as until
+          from step
+          join lane on lane.lane_id = step.lane_id
+          left join step_end on step_end.task_id = of_task and step_end.step_no = step.step_no
+          where step.task_id = of_task and lane.circuit_id is not null
+          group by lane.circuit_id
+        ) as by_circuit
+      ) as named
+      where t.task_id = of_task and t.deadline is not null
+    ),
+    (
+      select first_started_at + s.max_elapsed + circuits_shut_for(array[lane.circuit_id], array[coalesce(at, now())], first_started_at)
+      from step s
+      join lane on lane.lane_id = s.lane_id
+      where s.task_id = of_task and s.step_no = of_step and s.max_elapsed is not null
+    ))
+$$;
+comment on function budget_end(bigint, int, timestamptz, timestamptz) is
+  'When a step''s deadline or max_elapsed ends it, suspended budgets taken into account; step 0: the task''s deadline. NULL: never.';
