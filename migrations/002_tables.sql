@@ -11,8 +11,9 @@
 -- deleting it here and inserting it there in one transaction, after locking it. Lock and delete may share a statement:
 -- ready and backoff rows are never updated, and where a lease was, in between, must_move() undoes the transaction.
 --
--- Lock order, everywhere: submit_key, a worker's name (an advisory lock), worker_session, live rows by (task_id, step_no),
--- join_wait by (task_id, step_no, stripe) with the root stripes last, history. Every bound array is sorted first.
+-- Lock order, everywhere: submit_key, a worker's name (an advisory lock), worker_session, circuit by circuit_id, live rows by
+-- (task_id, step_no), join_wait by (task_id, step_no, stripe) with the root stripes last, history. Every bound array is
+-- sorted first. (A claim's share of worker_session comes later: whoever has one for itself waits for nothing after it.)
 --
 -- No foreign keys and no triggers: each costs microseconds per step, and the verbs keep what they would have kept.
 

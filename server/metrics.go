@@ -18,6 +18,7 @@ import (
 
 	"github.com/taskerhq/tasker/internal/engine"
 	"github.com/taskerhq/tasker/internal/store"
+	"github.com/taskerhq/tasker/internal/task"
 )
 
 // metrics is what a server shows of itself: its calls, its engine, its pools, and the lanes of its database.
@@ -82,6 +83,8 @@ var (
 	listeningDesc = desc("listening", "1 while other servers' wakes are heard.")
 )
 
+var circuitStates = []task.CircuitState{task.CircuitClosed, task.CircuitOpen, task.CircuitHalfOpen, task.CircuitRecovering, task.CircuitHeld}
+
 // Describe tells no descriptions: the metrics are checked as they are collected.
 func (engineCollector) Describe(chan<- *prometheus.Desc) {}
 
@@ -129,12 +132,15 @@ const (
 )
 
 var (
-	laneReadyDesc   = desc("lane_ready_steps", "Steps that may run now, due retries included; counted up to 10,000 a lane.", "namespace", "handler", "circuit", "priority")
-	laneWaitingDesc = desc("lane_waiting_steps", "Steps that back off or are deferred; counted up to 10,000 a lane.", "namespace", "handler", "circuit", "priority")
-	laneOldestDesc  = desc("lane_oldest_due_age_seconds", "How long the oldest step that may run has been waiting.", "namespace", "handler", "circuit", "priority")
-	leasesDesc      = desc("leases", "Live leases of all servers.")
-	xminDesc        = desc("database_xmin_age", "Age, in transactions, of the oldest snapshot that keeps dead rows from being removed.")
-	upDesc          = desc("database_up", "1 when the database answered this reading.")
+	laneReadyDesc       = desc("lane_ready_steps", "Steps that may run now, due retries included; counted up to 10,000 a lane.", "namespace", "handler", "circuit", "priority")
+	laneWaitingDesc     = desc("lane_waiting_steps", "Steps that back off or are deferred; counted up to 10,000 a lane.", "namespace", "handler", "circuit", "priority")
+	laneOldestDesc      = desc("lane_oldest_due_age_seconds", "How long the oldest step that may run has been waiting.", "namespace", "handler", "circuit", "priority")
+	circuitStateDesc    = desc("circuit_state", "1 for the state that a shared circuit is in, 0 for the others.", "namespace", "circuit", "state")
+	circuitInFlightDesc = desc("circuit_in_flight", "Live leases of a shared circuit's steps, of all servers.", "namespace", "circuit")
+	circuitWaitingDesc  = desc("circuit_waiting_steps", "Steps of a shared circuit that could run now but for it, or for want of workers; counted up to 10,000.", "namespace", "circuit")
+	leasesDesc          = desc("leases", "Live leases of all servers.")
+	xminDesc            = desc("database_xmin_age", "Age, in transactions, of the oldest snapshot that keeps dead rows from being removed.")
+	upDesc              = desc("database_up", "1 when the database answered this reading.")
 )
 
 // Describe tells no descriptions: the metrics are checked as they are collected.
@@ -165,5 +171,16 @@ func (c *databaseCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(laneReadyDesc, float64(l.Ready), labels...)
 		gauge(laneWaitingDesc, float64(l.Waiting), labels...)
 		gauge(laneOldestDesc, l.OldestDueAge.Seconds(), labels...)
+	}
+	for _, x := range c.gauge.Circuits {
+		for _, state := range circuitStates {
+			is := 0.0
+			if x.State == state {
+				is = 1
+			}
+			gauge(circuitStateDesc, is, x.Namespace, x.Circuit, string(state))
+		}
+		gauge(circuitInFlightDesc, float64(x.InFlight), x.Namespace, x.Circuit)
+		gauge(circuitWaitingDesc, float64(x.Waiting), x.Namespace, x.Circuit)
 	}
 }

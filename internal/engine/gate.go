@@ -121,7 +121,9 @@ func (h *hub) heedGates(gates []store.Gate) {
 			if g.barred == nil {
 				g.barred = make(map[string]time.Time, len(x.Barred))
 			}
-			g.barred[b.WorkerID] = h.e.clock.local(b.Until)
+			until := h.e.clock.local(b.Until)
+			g.barred[b.WorkerID] = until
+			h.arm(until)
 		}
 	}
 }

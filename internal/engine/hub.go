@@ -243,6 +243,11 @@ func (h *hub) tick() {
 		if g.opensAt.After(now) {
 			sooner(g.opensAt)
 		}
+		for _, until := range g.barred {
+			if until.After(now) {
+				sooner(until)
+			}
+		}
 	}
 	for _, s := range h.sessions {
 		if len(s.streams) > 0 {

@@ -5,13 +5,16 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/taskerhq/tasker/internal/task"
 )
 
 // Gauge is a reading of the database, for metrics.
 type Gauge struct {
-	Lanes   []LaneGauge
-	Leases  int64
-	XminAge int64 // transactions since the oldest snapshot in use
+	Lanes    []LaneGauge
+	Circuits []CircuitGauge
+	Leases   int64
+	XminAge  int64 // transactions since the oldest snapshot in use
 }
 
 // LaneGauge is what stands in a lane. Counts end at maxGauged.
@@ -23,6 +26,15 @@ type LaneGauge struct {
 	Ready        int64
 	Waiting      int64
 	OldestDueAge time.Duration // 0: nothing may run
+}
+
+// CircuitGauge is a shared circuit as it stands.
+type CircuitGauge struct {
+	Namespace string
+	Circuit   string
+	State     task.CircuitState
+	InFlight  int64
+	Waiting   int64 // counted up to 10,000
 }
 
 // maxGauged is how far a lane's steps are counted.
@@ -41,6 +53,12 @@ func (s *Store) Gauge(ctx context.Context) (g Gauge, err error) {
 		return l, err
 	})
 	if err != nil {
+		return g, err
+	}
+	if rows, err = s.Cold.Query(ctx, sqlText("gauge_circuits")); err != nil {
+		return g, err
+	}
+	if g.Circuits, err = pgx.CollectRows(rows, pgx.RowToStructByPos[CircuitGauge]); err != nil {
 		return g, err
 	}
 	return g, s.Cold.QueryRow(ctx, sqlText("gauge_database")).Scan(&g.Leases, &g.XminAge)

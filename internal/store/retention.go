@@ -99,8 +99,21 @@ func (s *Store) Retain(ctx context.Context, r Retention) (done Retained, err err
 			break
 		}
 	}
+	if _, err := s.Cold.Exec(ctx, sqlText("drop_circuit_workers"), s.at()); err != nil {
+		return done, err
+	}
 	if r.Tasks == 0 || r.History == 0 {
 		return done, nil
+	}
+	// Budgets of tasks, and whoever checks the history, ask what circuits did.
+	for {
+		tag, err := s.Cold.Exec(ctx, sqlText("drop_circuit_events"), now.Add(-max(r.Tasks, r.History)), rowBatch)
+		if err != nil {
+			return done, err
+		}
+		if tag.RowsAffected() < rowBatch {
+			break
+		}
 	}
 	// As long as a task or a day of history is kept, so are the workers that they name.
 	ended := now.Add(-max(r.Tasks, r.History))
