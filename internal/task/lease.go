@@ -95,6 +95,20 @@ type Report struct {
 	Hint    Hint
 	Skip    bool     // accounting = SKIP: the run does not count
 	Digest  [32]byte // SHA-256 over the decoded outcome
+
+	Blame        Blame                // of a retryable failure, never empty; of other outcomes empty
+	ReachCircuit bool                 // the failure's delay is for the step's whole circuit
+	RunDuration  time.Duration        // by the worker's clock; 0: it did not say
+	Observations []CircuitObservation // of other circuits than the step's own; each is named once
+}
+
+// CircuitObservation is what one run saw of one shared circuit.
+type CircuitObservation struct {
+	Circuit   string
+	CircuitID int32 // filled in by the engine
+	Calls     int   // 1 … 10,000
+	Failed    int   // ≤ Calls
+	Slow      int   // ≤ Calls
 }
 
 // Reported is the answer to a report: the step after the transition.
@@ -116,6 +130,8 @@ type Reported struct {
 	AppliedDelay    *time.Duration // base delay plus jitter
 	DelaySource     DelaySource
 	DelayClamped    bool
+	ReachedCircuit  bool     // the failure's delay was applied to the step's circuit
+	ChangedCircuits []string // those whose state this report changed
 }
 
 // ReadyStep is one granted dispatch: what a worker needs to run the step.
@@ -127,7 +143,9 @@ type ReadyStep struct {
 	StepNo          int
 	StepName        string
 	Handler         string
-	Attempt         int // the number this run will have if it counts
+	Circuit         string // empty: it names none
+	Probe           bool   // its circuit is half-open
+	Attempt         int    // the number this run will have if it counts
 	RetryLimit      int
 	Dispatch        int
 	Context         string
