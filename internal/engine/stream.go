@@ -24,8 +24,9 @@ type Frame struct {
 // Notice says why a handler has no step to give although the session has room.
 type Notice struct {
 	Handler string
-	Reason  string     // nothing_ready, not_due, handler_limit or drained
+	Reason  string     // a BlockerReason of the contract, in small letters and without its prefix
 	Until   *time.Time // when that may change by itself; nil: not known
+	Circuit string     // the shared circuit that holds its steps back; empty: none does
 }
 
 // Stream is a worker's open ReadySteps call. Frames wait in it until Next takes them; their number is bounded by the

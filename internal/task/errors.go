@@ -22,6 +22,7 @@ const (
 	TaskNotFound     Reason = "TASK_NOT_FOUND"
 	StepNotFound     Reason = "STEP_NOT_FOUND"
 	TemplateNotFound Reason = "TEMPLATE_NOT_FOUND"
+	CircuitNotFound  Reason = "CIRCUIT_NOT_FOUND"
 
 	IdempotencyKeyReused  Reason = "IDEMPOTENCY_KEY_REUSED"
 	TemplateVersionExists Reason = "TEMPLATE_VERSION_EXISTS"

@@ -106,7 +106,7 @@ type Report struct {
 type CircuitObservation struct {
 	Circuit   string
 	CircuitID int32 // filled in by the engine
-	Calls     int   // 1 … 10,000
+	Calls     int   // ≥ 1
 	Failed    int   // ≤ Calls
 	Slow      int   // ≤ Calls
 }
