@@ -171,11 +171,7 @@ func (l *circuitLines) wanted(state taskerv1.CircuitState) bool {
 }
 
 func (l *circuitLines) event(now string, e *taskerv1.CircuitEvent) []string {
-	name := oneLine(e.GetCircuit())
-	if name == "" {
-		name = "(default policy)"
-	}
-	parts := []string{now, name, l.state(word(e.GetToState())), word(e.GetCause())}
+	parts := []string{now, oneLine(e.GetCircuit()), l.state(word(e.GetToState())), word(e.GetCause())}
 	if e.GetFromState() != e.GetToState() {
 		parts[2] = l.state(word(e.GetFromState())) + " -> " + parts[2]
 	}

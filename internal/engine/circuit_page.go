@@ -8,8 +8,8 @@ import (
 	"github.com/taskerhq/tasker/internal/task"
 )
 
-// circuitKey is a place in a list of circuits: the page goes on behind it.
-type circuitKey struct {
+// circuitPlace is a place in a list of circuits: the page goes on behind it.
+type circuitPlace struct {
 	Name string `json:"c"`
 }
 
@@ -21,7 +21,7 @@ func (e *Engine) CircuitPage(ctx context.Context, q task.CircuitQuery, r task.Pa
 		Verb  string
 		Query task.CircuitQuery
 	}{"ListCircuits", q}
-	var key circuitKey
+	var key circuitPlace
 	if err := parsePageToken(r.Token, filter, &key); err != nil {
 		return page, err
 	}
@@ -36,13 +36,13 @@ func (e *Engine) CircuitPage(ctx context.Context, q task.CircuitQuery, r task.Pa
 	}
 	page.Items = values(found, limit)
 	if len(found) > limit {
-		page.NextToken, err = pageToken(filter, circuitKey{found[limit-1].Name})
+		page.NextToken, err = pageToken(filter, circuitPlace{found[limit-1].Name})
 	}
 	return page, err
 }
 
-// circuitEventKey is a place in the record of circuits: the page goes on below it.
-type circuitEventKey struct {
+// circuitEventPlace is a place in the record of circuits: the page goes on below it.
+type circuitEventPlace struct {
 	ID int64 `json:"e"`
 }
 
@@ -53,7 +53,7 @@ func (e *Engine) CircuitEventPage(ctx context.Context, q task.CircuitEventQuery,
 		Verb  string
 		Query task.CircuitEventQuery
 	}{"ListCircuitEvents", q}
-	var key circuitEventKey
+	var key circuitEventPlace
 	if err := parsePageToken(r.Token, filter, &key); err != nil {
 		return page, err
 	}
@@ -68,7 +68,7 @@ func (e *Engine) CircuitEventPage(ctx context.Context, q task.CircuitEventQuery,
 	}
 	page.Items = values(found, limit)
 	if len(found) > limit {
-		page.NextToken, err = pageToken(filter, circuitEventKey{found[limit-1].ID})
+		page.NextToken, err = pageToken(filter, circuitEventPlace{found[limit-1].ID})
 	}
 	return page, err
 }

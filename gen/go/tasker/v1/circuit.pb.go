@@ -102,30 +102,30 @@ const (
 	CircuitCause_CIRCUIT_CAUSE_FAILURE_RATE CircuitCause = 1
 	// The share of slow calls in the window reached slow_rate_threshold: open.
 	CircuitCause_CIRCUIT_CAUSE_SLOW_RATE CircuitCause = 2
-	// A retryable failure was reported with REACH_CIRCUIT: open.
+	// A retryable failure was reported with REACH_CIRCUIT: open; or it was open, and stays so for longer.
 	CircuitCause_CIRCUIT_CAUSE_REACH CircuitCause = 3
 	// open_until is past: half_open.
 	CircuitCause_CIRCUIT_CAUSE_OPEN_ELAPSED CircuitCause = 4
 	// A probe failed or was slow: open again, for twice as long.
 	CircuitCause_CIRCUIT_CAUSE_PROBE_FAILED CircuitCause = 5
-	// close_after_successes probes succeeded: recovering, or closed where nothing waits.
+	// close_after_successes probes succeeded, and steps wait: recovering.
 	CircuitCause_CIRCUIT_CAUSE_PROBES_PASSED CircuitCause = 6
 	// A wave succeeded: recovering still, the next wave twice as large.
 	CircuitCause_CIRCUIT_CAUSE_WAVE_PASSED CircuitCause = 7
 	// A step of a wave failed or was slow: open again, for twice as long.
 	CircuitCause_CIRCUIT_CAUSE_WAVE_FAILED CircuitCause = 8
-	// Nothing waits any more, or the last wave succeeded: closed.
+	// Enough probes succeeded and nothing waits, or nothing waits any more, or the tenth wave succeeded: closed.
 	CircuitCause_CIRCUIT_CAUSE_RECOVERED CircuitCause = 9
-	// An operator holds it, now or as planned: held.
+	// An operator holds it: held; or plans to: the state stays.
 	CircuitCause_CIRCUIT_CAUSE_HOLD CircuitCause = 10
 	// The hold's end has come: half_open.
 	CircuitCause_CIRCUIT_CAUSE_HOLD_ENDED CircuitCause = 11
-	// An operator released it: half_open.
+	// An operator released it: half_open; or dropped a planned hold: the state stays.
 	CircuitCause_CIRCUIT_CAUSE_RELEASE CircuitCause = 12
-	// An operator changed its policy. The state stays.
+	// An operator changed its policy, or the namespace's default. The state stays, and the window begins afresh.
 	CircuitCause_CIRCUIT_CAUSE_POLICY CircuitCause = 13
-	// It would have opened, but fewer than min_failing_workers saw it fail: those get none of its steps for a while. The state
-	// stays.
+	// It would have opened, but fewer than min_failing_workers saw it fail: those get none of its steps for open_duration. The
+	// state stays, and the window begins afresh.
 	CircuitCause_CIRCUIT_CAUSE_WORKERS_BARRED CircuitCause = 14
 )
 
@@ -206,11 +206,11 @@ type Circuit struct {
 	// Where it stands. Time alone moves it, too: an open circuit whose open_until is past is half_open, and one whose planned hold
 	// has begun is held, whether or not anybody has looked since.
 	State CircuitState `protobuf:"varint,3,opt,name=state,proto3,enum=tasker.v1.CircuitState" json:"state,omitempty"`
-	// Rises by one with every transition, and never falls.
+	// Rises by one with every event of it, and never falls.
 	Generation int64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
 	// When it came to its state.
 	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
-	// What brought it to its state. CIRCUIT_CAUSE_UNSPECIFIED while it has never left closed.
+	// Why it last changed. CIRCUIT_CAUSE_UNSPECIFIED when it never did.
 	Cause CircuitCause `protobuf:"varint,6,opt,name=cause,proto3,enum=tasker.v1.CircuitCause" json:"cause,omitempty"`
 	// When probing begins. Unset unless state is open.
 	OpenUntil *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=open_until,json=openUntil,proto3" json:"open_until,omitempty"`
@@ -673,7 +673,8 @@ func (x *CircuitHold) GetEndsAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// BarredWorker is a worker that gets none of a circuit's steps for a while: it saw calls fail where others did not.
+// BarredWorker is a worker that gets none of a circuit's steps for a while: it saw calls fail where others did not, or too many of
+// its runs were lost or blamed on itself.
 type BarredWorker struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The worker.
@@ -728,13 +729,13 @@ func (x *BarredWorker) GetUntil() *timestamppb.Timestamp {
 	return nil
 }
 
-// CircuitEvent is one entry of a circuit's record. Every transition has one; so have changes of policy and hold that leave the
-// state as it is.
+// CircuitEvent is one entry of a circuit's record. Every transition has one; so has every change that leaves the state as it is: a
+// policy, a planned hold, the next wave, workers that are barred.
 type CircuitEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A decimal int64. Rises with time within a circuit.
 	EventId string `protobuf:"bytes,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// The circuit. Empty: the namespace's default policy was changed.
+	// The circuit.
 	Circuit string `protobuf:"bytes,2,opt,name=circuit,proto3" json:"circuit,omitempty"`
 	// When it happened.
 	RecordedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=recorded_at,json=recordedAt,proto3" json:"recorded_at,omitempty"`

@@ -634,7 +634,7 @@ type ListCircuitEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Where to look. Empty means "default".
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// Only events of this circuit. Default: of all, and of the namespace's default policy.
+	// Only events of this circuit. Default: of all.
 	Circuit *string `protobuf:"bytes,2,opt,name=circuit,proto3,oneof" json:"circuit,omitempty"`
 	// Only events recorded at this instant or later. 1970 to 9999.
 	RecordedFrom *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=recorded_from,json=recordedFrom,proto3" json:"recorded_from,omitempty"`

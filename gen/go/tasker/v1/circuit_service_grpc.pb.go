@@ -76,7 +76,8 @@ type CircuitServiceClient interface {
 	ListCircuits(ctx context.Context, in *ListCircuitsRequest, opts ...grpc.CallOption) (*ListCircuitsResponse, error)
 	// SetCircuitPolicy sets and unsets fields of a circuit's policy, or of the namespace's default. A circuit, or a namespace, that
 	// does not exist is made. The new policy is in force from the commit on, on all servers; the state stays as it is, and a circuit
-	// that is open keeps its open_until.
+	// that is open keeps its open_until. Windows begin afresh, since what they held was measured by another rule. A change of the
+	// default is recorded with every circuit of the namespace.
 	//
 	// Safe to repeat: the same call again leaves the same policy, with one more entry in the record.
 	//
@@ -248,7 +249,8 @@ type CircuitServiceServer interface {
 	ListCircuits(context.Context, *ListCircuitsRequest) (*ListCircuitsResponse, error)
 	// SetCircuitPolicy sets and unsets fields of a circuit's policy, or of the namespace's default. A circuit, or a namespace, that
 	// does not exist is made. The new policy is in force from the commit on, on all servers; the state stays as it is, and a circuit
-	// that is open keeps its open_until.
+	// that is open keeps its open_until. Windows begin afresh, since what they held was measured by another rule. A change of the
+	// default is recorded with every circuit of the namespace.
 	//
 	// Safe to repeat: the same call again leaves the same policy, with one more entry in the record.
 	//

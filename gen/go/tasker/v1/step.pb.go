@@ -103,9 +103,9 @@ const (
 	WaitingFor_WAITING_FOR_UNSPECIFIED WaitingFor = 0
 	// Its parents, of which some are neither complete nor resolved_manually.
 	WaitingFor_WAITING_FOR_DEPENDENCIES WaitingFor = 1
-	// Its retry, or the end of the delay it was released with: waiting_until.
+	// Its retry: waiting_until.
 	WaitingFor_WAITING_FOR_BACKOFF WaitingFor = 2
-	// Its task's not_before: waiting_until.
+	// Its task's not_before, or the end of the delay it was released with: waiting_until.
 	WaitingFor_WAITING_FOR_NOT_BEFORE WaitingFor = 3
 	// Its shared circuit, which is open (waiting_until is when probing begins), or probes or recovers and lets out no more now.
 	WaitingFor_WAITING_FOR_CIRCUIT WaitingFor = 4

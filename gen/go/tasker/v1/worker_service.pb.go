@@ -112,8 +112,7 @@ const (
 	BlockerReason_BLOCKER_REASON_CIRCUIT_LIMIT BlockerReason = 12
 	// Steps of this handler wait, and an operator holds the shared circuit they name.
 	BlockerReason_BLOCKER_REASON_CIRCUIT_HELD BlockerReason = 13
-	// Steps of this handler wait, and this worker is barred from the shared circuit they name: it saw calls fail where others did
-	// not.
+	// Steps of this handler wait, and this worker is barred from the shared circuit they name (BarredWorker).
 	BlockerReason_BLOCKER_REASON_WORKER_BARRED BlockerReason = 14
 )
 
@@ -183,8 +182,8 @@ const (
 	// Everything behind the step's shared circuit: it opens at once, for every step and every worker, until the delay of the retry
 	// hint has passed, clamped to the circuit's max_open_duration; without a hint, or with one that cannot be read, for its
 	// open_duration. A circuit that is open for longer already stays so, and one that is held stays held. On a step without a
-	// circuit, with a blame other than BLAME_DEPENDENCY, or on a server without the capability "circuits", it acts as REACH_STEP.
-	// applied_reach says what happened.
+	// circuit, with a delay of 0, with a blame other than BLAME_DEPENDENCY, or on a server without the capability "circuits", it
+	// acts as REACH_STEP. applied_reach says what happened.
 	Reach_REACH_CIRCUIT Reach = 2
 )
 
@@ -237,7 +236,8 @@ const (
 	Blame_BLAME_UNSPECIFIED Blame = 0
 	// The called service's: a refused connection, a timeout, a 429, a 5xx. The step's circuit is charged with a failed call.
 	Blame_BLAME_DEPENDENCY Blame = 1
-	// The worker's own: no memory, no disk, a missing file. The circuit is not charged.
+	// The worker's own: no memory, no disk, a missing file. The circuit is not charged. A worker that is to blame for too many of its
+	// runs, lost leases included, gets no more steps of that circuit for a while.
 	Blame_BLAME_WORKER Blame = 2
 	// The step's: what it was asked to do did not work out, and nothing says that other steps would fail. Neither the circuit nor
 	// the worker is charged.
