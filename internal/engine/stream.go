@@ -24,9 +24,11 @@ type Frame struct {
 // Notice says why a handler has no step to give although the session has room.
 type Notice struct {
 	Handler string
-	Reason  string     // a BlockerReason of the contract, in small letters and without its prefix
+	// Reason is nothing_ready, not_due, handler_limit, drained, circuit_open, circuit_probing (half-open or recovering),
+	// circuit_limit, circuit_held or worker_barred.
+	Reason  string
+	Circuit string     // whose state it is; empty: none
 	Until   *time.Time // when that may change by itself; nil: not known
-	Circuit string     // the shared circuit that holds its steps back; empty: none does
 }
 
 // Stream is a worker's open ReadySteps call. Frames wait in it until Next takes them; their number is bounded by the

@@ -137,6 +137,13 @@ type CircuitEventQuery struct {
 	Limit     int
 }
 
+// CircuitObservation is what a run saw of a dependency besides its step's own.
+type CircuitObservation struct {
+	Circuit             string
+	CircuitID           int32 // filled in by the engine
+	Calls, Failed, Slow int   // 1 … 10,000; the others no more
+}
+
 // Blame is whose fault a retryable failure is.
 type Blame string
 
@@ -146,3 +153,50 @@ const (
 	BlameWorker     Blame = "worker"
 	BlameStep       Blame = "step" // what it was asked to do: neither the dependency nor the worker is charged
 )
+
+// Set takes over the named fields of p: a nil one is unset.
+func (c *CircuitPolicy) Set(p CircuitPolicy, fields []string) error {
+	for _, f := range fields {
+		switch f {
+		case "window_duration":
+			c.Window = p.Window
+		case "min_observations":
+			c.MinObservations = p.MinObservations
+		case "failure_rate_threshold":
+			c.FailureRateThreshold = p.FailureRateThreshold
+		case "slow_call_duration":
+			c.SlowCallDuration = p.SlowCallDuration
+		case "slow_rate_threshold":
+			c.SlowRateThreshold = p.SlowRateThreshold
+		case "min_failing_workers":
+			c.MinFailingWorkers = p.MinFailingWorkers
+		case "open_duration":
+			c.OpenDuration = p.OpenDuration
+		case "max_open_duration":
+			c.MaxOpenDuration = p.MaxOpenDuration
+		case "max_probes":
+			c.MaxProbes = p.MaxProbes
+		case "close_after_successes":
+			c.CloseAfterSuccesses = p.CloseAfterSuccesses
+		case "recovery_wave":
+			c.RecoveryWave = p.RecoveryWave
+		case "max_in_flight":
+			c.MaxInFlight = p.MaxInFlight
+		case "rate":
+			c.Rate = p.Rate
+		case "suspend_budgets":
+			c.SuspendBudgets = p.SuspendBudgets
+		default:
+			return Invalid("update_mask", "a circuit's policy has no field %q", f)
+		}
+	}
+	return nil
+}
+
+// Check refuses a policy whose fields contradict each other, where both are set on the same circuit or namespace.
+func (c *CircuitPolicy) Check() error {
+	if c.OpenDuration != nil && c.MaxOpenDuration != nil && *c.MaxOpenDuration < *c.OpenDuration {
+		return Invalid("policy.max_open_duration", "it is shorter than open_duration")
+	}
+	return nil
+}

@@ -13,12 +13,13 @@ type Token struct {
 	Step        StepID
 	Dispatch    int32
 	SessionID   int32
+	CircuitID   int32 // of the step's shared circuit; 0: none
 	Nonce       [16]byte
 }
 
 const (
 	tokenVersion = 1
-	tokenLen     = 1 + 4 + 8 + 4 + 4 + 16
+	tokenLen     = 1 + 4 + 8 + 4 + 4 + 4 + 16
 )
 
 //nolint:gosec // the bits are what travels, whatever their sign
@@ -29,7 +30,8 @@ func (t Token) String() string {
 	binary.BigEndian.PutUint64(b[5:], uint64(t.Step))
 	binary.BigEndian.PutUint32(b[13:], uint32(t.Dispatch))
 	binary.BigEndian.PutUint32(b[17:], uint32(t.SessionID))
-	copy(b[21:], t.Nonce[:])
+	binary.BigEndian.PutUint32(b[21:], uint32(t.CircuitID))
+	copy(b[25:], t.Nonce[:])
 	return base64.RawURLEncoding.EncodeToString(b[:])
 }
 
@@ -50,10 +52,11 @@ func ParseToken(s string) (t Token, ok bool) {
 		Step:        StepID(binary.BigEndian.Uint64(b[5:])),
 		Dispatch:    int32(binary.BigEndian.Uint32(b[13:])),
 		SessionID:   int32(binary.BigEndian.Uint32(b[17:])),
+		CircuitID:   int32(binary.BigEndian.Uint32(b[21:])),
 	}
-	copy(t.Nonce[:], b[21:])
+	copy(t.Nonce[:], b[25:])
 	no := t.Step.No()
-	return t, t.NamespaceID > 0 && t.Step > 0 && no >= 1 && no <= MaxSteps && t.Dispatch > 0 && t.SessionID > 0
+	return t, t.NamespaceID > 0 && t.Step > 0 && no >= 1 && no <= MaxSteps && t.Dispatch > 0 && t.SessionID > 0 && t.CircuitID >= 0
 }
 
 // Failure is what a worker (or the server, for a timeout) says about a failed run.
@@ -96,19 +99,11 @@ type Report struct {
 	Skip    bool     // accounting = SKIP: the run does not count
 	Digest  [32]byte // SHA-256 over the decoded outcome
 
-	Blame        Blame                // of a retryable failure, never empty; of other outcomes empty
-	ReachCircuit bool                 // the failure's delay is for the step's whole circuit
-	RunDuration  time.Duration        // by the worker's clock; 0: it did not say
-	Observations []CircuitObservation // of other circuits than the step's own; each is named once
-}
-
-// CircuitObservation is what one run saw of one shared circuit.
-type CircuitObservation struct {
-	Circuit   string
-	CircuitID int32 // filled in by the engine
-	Calls     int   // ≥ 1
-	Failed    int   // ≤ Calls
-	Slow      int   // ≤ Calls
+	// What shared circuits are charged with.
+	Blame        Blame         // of a retryable failure; empty: the dependency
+	ReachCircuit bool          // the failure reaches the step's whole circuit
+	RunDuration  time.Duration // by the worker's clock; 0: by the database's
+	Observations []CircuitObservation
 }
 
 // Reported is the answer to a report: the step after the transition.
@@ -130,8 +125,8 @@ type Reported struct {
 	AppliedDelay    *time.Duration // base delay plus jitter
 	DelaySource     DelaySource
 	DelayClamped    bool
-	ReachedCircuit  bool     // the failure's delay was applied to the step's circuit
-	ChangedCircuits []string // those whose state this report changed
+	ReachedCircuit  bool     // the failure was taken to reach the step's whole circuit
+	ChangedCircuits []string // circuits that came to another state, or another wave, with this report's batch
 }
 
 // ReadyStep is one granted dispatch: what a worker needs to run the step.
@@ -143,9 +138,7 @@ type ReadyStep struct {
 	StepNo          int
 	StepName        string
 	Handler         string
-	Circuit         string // empty: it names none
-	Probe           bool   // its circuit is half-open
-	Attempt         int    // the number this run will have if it counts
+	Attempt         int // the number this run will have if it counts
 	RetryLimit      int
 	Dispatch        int
 	Context         string
@@ -163,6 +156,8 @@ type ReadyStep struct {
 	RunTimeout      time.Duration // 0: none; counted from the confirmation
 	Deadline        *time.Time    // the task's deadline or the step's max_elapsed, whichever is first
 	DeliveryTimeout time.Duration
+	Circuit         string // the shared circuit it calls; empty: none
+	Probe           bool   // the circuit is half-open: this run decides
 }
 
 // DependencyResult is one parent's results.
