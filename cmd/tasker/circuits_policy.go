@@ -93,7 +93,7 @@ is. Fields: ` + strings.Join(policyNames(""), ", ") + ".",
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&defaults, "default", false, "the default policy of the namespace instead of a circuit's own")
-	flags.StringArrayVar(&change.set, "set", nil, "set `FIELD=VALUE`, such as rate=2.5 or window=90s; may be given several times")
+	flags.StringArrayVar(&change.set, "set", nil, "set `FIELD=VALUE`, such as rate=2.5 or window_duration=90s; may be given several times")
 	flags.StringArrayVar(&change.unset, "unset", nil, "leave this `FIELD` to the default again; may be given several times")
 	flags.StringVarP(&change.file, "file", "f", "", "set what this `FILE` says; - is standard input")
 	flags.StringVar(&change.reason, "reason", "", "why, for the record")

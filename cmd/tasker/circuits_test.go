@@ -90,18 +90,18 @@ func TestAPolicyIsReadFromFlagsAndFile(t *testing.T) {
 		}
 	}
 	write("# limits\nmax_in_flight: 20\nrate: 2.5\nopenDuration: 1m\nsuspend_budgets: true\nslow_call_duration: null\n")
-	change := policyChange{file: file, set: []string{"window=90s", "failure_rate_threshold=0.3", "min_observations=5"}, unset: []string{"max_probes"}, reason: "r"}
+	change := policyChange{file: file, set: []string{"window_duration=90s", "failure_rate_threshold=0.3", "min_observations=5"}, unset: []string{"max_probes"}, reason: "r"}
 	if err := change.read(&cli{}); err != nil {
 		t.Fatal(err)
 	}
 	want := &taskerv1.CircuitPolicy{
 		MaxInFlight: proto.Int32(20), Rate: proto.Float64(2.5), OpenDuration: durationpb.New(time.Minute), SuspendBudgets: proto.Bool(true),
-		Window: durationpb.New(90 * time.Second), FailureRateThreshold: proto.Float64(0.3), MinObservations: proto.Int32(5),
+		WindowDuration: durationpb.New(90 * time.Second), FailureRateThreshold: proto.Float64(0.3), MinObservations: proto.Int32(5),
 	}
 	if !proto.Equal(change.policy, want) {
 		t.Errorf("policy is %v, want %v", change.policy, want)
 	}
-	if got := strings.Join(change.fields, " "); got != "max_in_flight rate open_duration suspend_budgets slow_call_duration window failure_rate_threshold min_observations max_probes" {
+	if got := strings.Join(change.fields, " "); got != "max_in_flight rate open_duration suspend_budgets slow_call_duration window_duration failure_rate_threshold min_observations max_probes" {
 		t.Errorf("fields are %s", got)
 	}
 	for body, want := range map[string]string{

@@ -298,7 +298,7 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 		"circuit get", "circuits get a b", "circuits hold", "circuits hold a", "circuits hold a --reason r --from soon",
 		"circuits hold a --reason r --until 1h --for 1h", "circuits hold a --reason r --for -1h", "circuits release", "circuits events a b",
 		"circuits events --from soon", "circuits policy", "circuits policy a --default", "circuits policy a --set rate", "circuits policy a --set =1",
-		"circuits policy a --set speed=1", "circuits policy a --set rate=fast", "circuits policy a --set window=60",
+		"circuits policy a --set speed=1", "circuits policy a --set rate=fast", "circuits policy a --set window_duration=60",
 		"circuits policy a --set max_probes=1.5", "circuits policy a --set suspend_budgets=maybe", "circuits policy a --unset speed",
 		"circuits policy a --set rate=1 --unset rate", "circuits policy a --set rate=1 --set rate=2", "circuits policy a --reason r", "work -- true", "work --handler x", "work --handler x true --", "work --handler x=0 -- true",
 		"work --handler x --max-in-flight 0 -- true", "work --handler x --handler x -- true", "work --handler x -- /nonexistent/command", "sql extra",

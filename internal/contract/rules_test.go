@@ -232,7 +232,7 @@ var bounds = map[string]values{
 	"ListWorkersRequest.handler":              {a("h", rep("a", 255)), a("", rep("a", 256))},
 	"ListWorkersRequest.page_size":            pageSize,
 
-	"CircuitPolicy.window":                     {a(secs(1), secs(3600)), a(secs(0), nanos(999_999_999), nanos(3600_000_000_001))},
+	"CircuitPolicy.window_duration":            {a(secs(1), secs(3600)), a(secs(0), nanos(999_999_999), nanos(3600_000_000_001))},
 	"CircuitPolicy.min_observations":           upTo(1000000),
 	"CircuitPolicy.failure_rate_threshold":     share,
 	"CircuitPolicy.slow_call_duration":         {a(nanos(1), secs(3600)), a(secs(0), secs(-1), nanos(3600_000_000_001))},
@@ -253,7 +253,7 @@ var bounds = map[string]values{
 	"ListCircuitsRequest.page_size":            pageSize,
 	"SetCircuitPolicyRequest.namespace":        namespace,
 	"SetCircuitPolicyRequest.circuit":          orEmpty,
-	"SetCircuitPolicyRequest.update_mask":      {a(mask(), mask("window", "rate"), mask(fieldsOfAPolicy()...)), a(mask(""), mask("*"), mask("Window"), mask("window.seconds"), mask("rate", "x"))},
+	"SetCircuitPolicyRequest.update_mask":      {a(mask(), mask("window_duration", "rate"), mask(fieldsOfAPolicy()...)), a(mask(""), mask("*"), mask("windowDuration"), mask("window_duration.seconds"), mask("rate", "x"))},
 	"SetCircuitPolicyRequest.reason":           reason,
 	"HoldCircuitRequest.namespace":             namespace,
 	"HoldCircuitRequest.circuit":               name,

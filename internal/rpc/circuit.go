@@ -55,7 +55,7 @@ func circuitEventMessage(e *task.CircuitEvent) *pb.CircuitEvent {
 
 func policyMessage(p *task.CircuitPolicy) *pb.CircuitPolicy {
 	return &pb.CircuitPolicy{
-		Window: duration(p.Window), MinObservations: optional(p.MinObservations), FailureRateThreshold: p.FailureRateThreshold,
+		WindowDuration: duration(p.Window), MinObservations: optional(p.MinObservations), FailureRateThreshold: p.FailureRateThreshold,
 		SlowCallDuration: duration(p.SlowCallDuration), SlowRateThreshold: p.SlowRateThreshold,
 		MinFailingWorkers: optional(p.MinFailingWorkers), OpenDuration: duration(p.OpenDuration), MaxOpenDuration: duration(p.MaxOpenDuration),
 		MaxProbes: optional(p.MaxProbes), CloseAfterSuccesses: optional(p.CloseAfterSuccesses), RecoveryWave: optional(p.RecoveryWave),
@@ -68,7 +68,7 @@ func circuitPolicy(m *pb.CircuitPolicy) task.CircuitPolicy {
 		return task.CircuitPolicy{}
 	}
 	return task.CircuitPolicy{
-		Window: span(m.GetWindow()), MinObservations: number(m.MinObservations), FailureRateThreshold: m.FailureRateThreshold,
+		Window: span(m.GetWindowDuration()), MinObservations: number(m.MinObservations), FailureRateThreshold: m.FailureRateThreshold,
 		SlowCallDuration: span(m.GetSlowCallDuration()), SlowRateThreshold: m.SlowRateThreshold,
 		MinFailingWorkers: number(m.MinFailingWorkers), OpenDuration: span(m.GetOpenDuration()), MaxOpenDuration: span(m.GetMaxOpenDuration()),
 		MaxProbes: number(m.MaxProbes), CloseAfterSuccesses: number(m.CloseAfterSuccesses), RecoveryWave: number(m.RecoveryWave),

@@ -24,7 +24,7 @@ var noon = time.Date(2031, 5, 1, 12, 0, 0, 0, time.UTC)
 // fullPolicy has a value of its own in each field.
 func fullPolicy() *pb.CircuitPolicy {
 	return &pb.CircuitPolicy{
-		Window: durationpb.New(time.Second), MinObservations: proto.Int32(2), FailureRateThreshold: proto.Float64(0.3),
+		WindowDuration: durationpb.New(time.Second), MinObservations: proto.Int32(2), FailureRateThreshold: proto.Float64(0.3),
 		SlowCallDuration: durationpb.New(4 * time.Second), SlowRateThreshold: proto.Float64(0.5), MinFailingWorkers: proto.Int32(6),
 		OpenDuration: durationpb.New(7 * time.Second), MaxOpenDuration: durationpb.New(8 * time.Second), MaxProbes: proto.Int32(9),
 		CloseAfterSuccesses: proto.Int32(10), RecoveryWave: proto.Int32(11), MaxInFlight: proto.Int32(12), Rate: proto.Float64(13),
@@ -123,7 +123,7 @@ func TestTheFieldsThatARequestChanges(t *testing.T) {
 	}{
 		"nothing":                        {nil, nil, ""},
 		"an empty policy":                {&pb.CircuitPolicy{}, nil, ""},
-		"what is set":                    {&pb.CircuitPolicy{Rate: proto.Float64(1), Window: durationpb.New(time.Second)}, nil, "window rate"},
+		"what is set":                    {&pb.CircuitPolicy{Rate: proto.Float64(1), WindowDuration: durationpb.New(time.Second)}, nil, "window_duration rate"},
 		"a value that is false":          {&pb.CircuitPolicy{SuspendBudgets: proto.Bool(false)}, nil, "suspend_budgets"},
 		"what the mask names, unset":     {nil, []string{"rate", "max_in_flight"}, "max_in_flight rate"},
 		"no more than the mask names":    {&pb.CircuitPolicy{Rate: proto.Float64(1), MaxProbes: proto.Int32(2)}, []string{"rate"}, "rate"},

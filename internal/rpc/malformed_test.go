@@ -130,7 +130,7 @@ func sound(name protoreflect.FullName) proto.Message {
 		Overrides:  []*pb.StepOverride{{Name: "s", RetryLimit: proto.Int32(5), NonRetryableCodes: &pb.NonRetryableCodes{}}},
 	}
 	lease := task.Token{NamespaceID: 1, Step: task.NewID(0, 1).Step(1), Dispatch: 1, SessionID: 1}.String()
-	policy := &pb.CircuitPolicy{Window: durationpb.New(time.Minute), MaxProbes: proto.Int32(3), Rate: proto.Float64(0.5)}
+	policy := &pb.CircuitPolicy{WindowDuration: durationpb.New(time.Minute), MaxProbes: proto.Int32(3), Rate: proto.Float64(0.5)}
 	failed := &pb.ReportStepResultRequest{LeaseToken: lease, Observations: []*pb.CircuitObservation{{Circuit: "s", Calls: 3, FailedCalls: 1}}, Outcome: &pb.ReportStepResultRequest_RetryableFailure{RetryableFailure: &pb.StepRetryableFailure{
 		Failure: &pb.Failure{ErrorCode: "E", Details: "{}"}, RetryHint: &pb.StepRetryableFailure_RetryAfterHeader{RetryAfterHeader: "1"},
 		Reach: pb.Reach_REACH_CIRCUIT, Blame: pb.Blame_BLAME_DEPENDENCY,
@@ -151,7 +151,7 @@ func sound(name protoreflect.FullName) proto.Message {
 		&pb.RegisterTemplateRequest{Template: &pb.Template{Name: "t", ContextSchema: `{"type": "object"}`, Steps: []*pb.StepDefinition{step}}},
 		&pb.GetTemplateRequest{Template: &pb.TemplateRef{Name: "t"}}, &pb.ListTemplatesRequest{Name: proto.String("t")},
 		&pb.GetCircuitRequest{Circuit: "s"}, &pb.ListCircuitsRequest{MinWaitingSteps: 1, States: []pb.CircuitState{pb.CircuitState_CIRCUIT_STATE_OPEN}},
-		&pb.SetCircuitPolicyRequest{Circuit: "s", Policy: policy, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"window", "max_probes", "rate"}}},
+		&pb.SetCircuitPolicyRequest{Circuit: "s", Policy: policy, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"window_duration", "max_probes", "rate"}}},
 		&pb.HoldCircuitRequest{Circuit: "s", Reason: "r", EndsAt: timestamppb.New(time.Now().Add(time.Second))}, &pb.ReleaseCircuitRequest{Circuit: "s"},
 		&pb.ListCircuitEventsRequest{Circuit: proto.String("s")}, &pb.WatchCircuitsRequest{Circuits: []string{"s"}},
 	} {

@@ -438,7 +438,7 @@ func (x *Circuit) GetCreatedAt() *timestamppb.Timestamp {
 type CircuitPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The time over which calls are judged, up to now, in ten parts. 1 second to 1 hour, default 60 seconds.
-	Window *durationpb.Duration `protobuf:"bytes,1,opt,name=window,proto3" json:"window,omitempty"`
+	WindowDuration *durationpb.Duration `protobuf:"bytes,1,opt,name=window_duration,json=windowDuration,proto3" json:"window_duration,omitempty"`
 	// How many calls there must be within the window before their shares may open the circuit. 1 to 1000000, default 20.
 	MinObservations *int32 `protobuf:"varint,2,opt,name=min_observations,json=minObservations,proto3,oneof" json:"min_observations,omitempty"`
 	// The share of failed calls that opens it. Above 0, at most 1, default 0.5.
@@ -502,9 +502,9 @@ func (*CircuitPolicy) Descriptor() ([]byte, []int) {
 	return file_tasker_v1_circuit_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *CircuitPolicy) GetWindow() *durationpb.Duration {
+func (x *CircuitPolicy) GetWindowDuration() *durationpb.Duration {
 	if x != nil {
-		return x.Window
+		return x.WindowDuration
 	}
 	return nil
 }
@@ -971,10 +971,10 @@ const file_tasker_v1_circuit_proto_rawDesc = "" +
 	"\rwaiting_steps\x18\x14 \x01(\x05R\fwaitingSteps\x12>\n" +
 	"\x0ebarred_workers\x18\x15 \x03(\v2\x17.tasker.v1.BarredWorkerR\rbarredWorkers\x129\n" +
 	"\n" +
-	"created_at\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"\xce\n" +
+	"created_at\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"\xdf\n" +
 	"\n" +
-	"\rCircuitPolicy\x12B\n" +
-	"\x06window\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x06window\x12;\n" +
+	"\rCircuitPolicy\x12S\n" +
+	"\x0fwindow_duration\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x0ewindowDuration\x12;\n" +
 	"\x10min_observations\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xc0\x84=(\x01H\x00R\x0fminObservations\x88\x01\x01\x12R\n" +
 	"\x16failure_rate_threshold\x18\x03 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?!\x00\x00\x00\x00\x00\x00\x00\x00H\x01R\x14failureRateThreshold\x88\x01\x01\x12V\n" +
 	"\x12slow_call_duration\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
@@ -1105,7 +1105,7 @@ var file_tasker_v1_circuit_proto_depIdxs = []int32{
 	3,  // 7: tasker.v1.Circuit.policy_in_force:type_name -> tasker.v1.CircuitPolicy
 	5,  // 8: tasker.v1.Circuit.barred_workers:type_name -> tasker.v1.BarredWorker
 	7,  // 9: tasker.v1.Circuit.created_at:type_name -> google.protobuf.Timestamp
-	8,  // 10: tasker.v1.CircuitPolicy.window:type_name -> google.protobuf.Duration
+	8,  // 10: tasker.v1.CircuitPolicy.window_duration:type_name -> google.protobuf.Duration
 	8,  // 11: tasker.v1.CircuitPolicy.slow_call_duration:type_name -> google.protobuf.Duration
 	8,  // 12: tasker.v1.CircuitPolicy.open_duration:type_name -> google.protobuf.Duration
 	8,  // 13: tasker.v1.CircuitPolicy.max_open_duration:type_name -> google.protobuf.Duration

@@ -1128,13 +1128,13 @@ const file_tasker_v1_circuit_service_proto_rawDesc = "" +
 	"page_token\x18\x05 \x01(\tR\tpageToken\"n\n" +
 	"\x14ListCircuitsResponse\x12.\n" +
 	"\bcircuits\x18\x01 \x03(\v2\x12.tasker.v1.CircuitR\bcircuits\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xbc\x05\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc5\x05\n" +
 	"\x17SetCircuitPolicyRequest\x12;\n" +
 	"\tnamespace\x18\x01 \x01(\tB\x1d\xbaH\x1a\xd8\x01\x01r\x152\x13^[a-z0-9._-]{1,63}$R\tnamespace\x12H\n" +
 	"\acircuit\x18\x02 \x01(\tB.\xbaH+\xd8\x01\x01r&(\xff\x012!^[\\p{L}\\p{N}_][\\p{L}\\p{N}_.:/-]*$R\acircuit\x120\n" +
-	"\x06policy\x18\x03 \x01(\v2\x18.tasker.v1.CircuitPolicyR\x06policy\x12\xb9\x03\n" +
-	"\vupdate_mask\x18\x04 \x01(\v2\x1a.google.protobuf.FieldMaskB\xfb\x02\xbaH\xf7\x02\xba\x01\xf3\x02\n" +
-	"\x18update_mask.names_fields\x126each path must be the name of a field of CircuitPolicy\x1a\x9e\x02this.paths.all(p, p in ['window', 'min_observations', 'failure_rate_threshold', 'slow_call_duration', 'slow_rate_threshold', 'min_failing_workers', 'open_duration', 'max_open_duration', 'max_probes', 'close_after_successes', 'recovery_wave', 'max_in_flight', 'rate', 'suspend_budgets'])R\n" +
+	"\x06policy\x18\x03 \x01(\v2\x18.tasker.v1.CircuitPolicyR\x06policy\x12\xc2\x03\n" +
+	"\vupdate_mask\x18\x04 \x01(\v2\x1a.google.protobuf.FieldMaskB\x84\x03\xbaH\x80\x03\xba\x01\xfc\x02\n" +
+	"\x18update_mask.names_fields\x126each path must be the name of a field of CircuitPolicy\x1a\xa7\x02this.paths.all(p, p in ['window_duration', 'min_observations', 'failure_rate_threshold', 'slow_call_duration', 'slow_rate_threshold', 'min_failing_workers', 'open_duration', 'max_open_duration', 'max_probes', 'close_after_successes', 'recovery_wave', 'max_in_flight', 'rate', 'suspend_budgets'])R\n" +
 	"updateMask\x12,\n" +
 	"\x06reason\x18\x05 \x01(\tB\x14\xbaH\x11r\x0f(\x80\b2\n" +
 	"^[^\\x00]*$R\x06reason\"H\n" +
