@@ -20,7 +20,7 @@ const Liveness = "liveness"
 // services follow readiness.
 var services = []string{
 	"", pb.TaskService_ServiceDesc.ServiceName, pb.WorkerService_ServiceDesc.ServiceName, pb.StepService_ServiceDesc.ServiceName,
-	pb.TemplateService_ServiceDesc.ServiceName,
+	pb.TemplateService_ServiceDesc.ServiceName, pb.CircuitService_ServiceDesc.ServiceName,
 }
 
 // How often the database is looked at.

@@ -117,6 +117,7 @@ type session struct {
 	steps     taskerv1.StepServiceClient
 	workers   taskerv1.WorkerServiceClient
 	templates taskerv1.TemplateServiceClient
+	circuits  taskerv1.CircuitServiceClient
 }
 
 // run makes a command's RunE of what it does with a session.
@@ -137,6 +138,7 @@ func (r *remote) run(do func(ctx context.Context, s *session, args []string) err
 			steps:     taskerv1.NewStepServiceClient(conn),
 			workers:   taskerv1.NewWorkerServiceClient(conn),
 			templates: taskerv1.NewTemplateServiceClient(conn),
+			circuits:  taskerv1.NewCircuitServiceClient(conn),
 		}
 		err = r.explain(do(cmd.Context(), s, args))
 		return errors.Join(err, conn.Close())

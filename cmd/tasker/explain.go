@@ -16,6 +16,7 @@ var hints = map[string]string{
 	"TASK_NOT_FOUND":          "`tasker tasks` lists the tasks of a namespace; --namespace chooses it",
 	"STEP_NOT_FOUND":          "`tasker steps TASK_ID` lists the steps of a task with their ids",
 	"TEMPLATE_NOT_FOUND":      "`tasker templates` lists what is registered; `tasker apply -f FILE` registers a template",
+	"CIRCUIT_NOT_FOUND":       "`tasker circuits` lists the circuits of a namespace; a step, a policy or a hold that names one makes it",
 	"TEMPLATE_VERSION_EXISTS": "a version never changes: leave --version out and the next one is chosen",
 	"IDEMPOTENCY_KEY_REUSED":  "the key belongs to another task: use a new key for new work",
 	"STEP_NOT_IN_ERROR":       "only a step in state error can be retried, resolved or completed by hand",

@@ -280,9 +280,10 @@ var (
 // stateStyles paint the words of states, outcomes and healths.
 var stateStyles = map[string]lipgloss.Style{
 	"complete": styleGood, "success": styleGood, "healthy": styleGood, "true": styleGood, "connected": styleGood,
-	"in_progress": styleBusy, "recovering": styleBusy,
-	"error": styleBad, "permanent_failure": styleBad, "blocked": styleBad,
+	"in_progress": styleBusy, "recovering": styleBusy, "half_open": styleBusy,
+	"error": styleBad, "permanent_failure": styleBad, "blocked": styleBad, "open": styleBad,
 	"retryable_failure": styleHand, "timed_out": styleHand, "lost_lease": styleHand, "resolved_manually": styleHand, "drained": styleHand,
+	"held":    styleHand,
 	"pending": styleDim, "cancelled": styleDim, "released": styleDim, "undelivered": styleDim, "false": styleDim, "closed": styleDim,
 }
 

@@ -36,9 +36,11 @@ func failedSteps() *taskerv1.ListStepsResponse {
 			DependenciesSatisfied: true, Attempts: 2, RetryLimit: 5, Dispatches: 3, LostLeases: 1,
 			BackoffRequestDuration: durationpb.New(1500 * time.Millisecond),
 			NextRetryAt:            timestamppb.New(time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)),
+			WaitingFor:             taskerv1.WaitingFor_WAITING_FOR_BACKOFF,
+			WaitingUntil:           timestamppb.New(time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)),
 			LastFailure:            &taskerv1.Failure{ErrorCode: "HTTP_\x1b[31m503", Message: "two\nlines: \"quoted\" \u2028 9007199254740993"},
 		},
-		{StepId: "16386", TaskId: "16384", Name: "setup_billing", State: taskerv1.StepState_STEP_STATE_PENDING, RetryLimit: 4, BlockedBy: []string{"create_user_account"}},
+		{StepId: "16386", TaskId: "16384", Name: "setup_billing", State: taskerv1.StepState_STEP_STATE_PENDING, WaitingFor: taskerv1.WaitingFor_WAITING_FOR_DEPENDENCIES, RetryLimit: 4, BlockedBy: []string{"create_user_account"}},
 	}}
 }
 
@@ -51,13 +53,13 @@ func TestTableBearsTheWordsOfTheSQLSurface(t *testing.T) {
 	if len(lines) != 3 {
 		t.Fatalf("%d lines: %s", len(lines), out)
 	}
-	want := "step_id name current_state dependencies_satisfied retry_eligible ready_for_execution attempts retry_limit " +
+	want := "step_id name current_state dependencies_satisfied retry_eligible ready_for_execution waiting_for waiting_until attempts retry_limit " +
 		"backoff_request_seconds next_retry_at dispatches lost_leases error_code blocked_by"
 	if got := strings.Join(strings.Fields(lines[0]), " "); got != want {
 		t.Errorf("heading is %s", got)
 	}
 	at := timestamppb.New(time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC))
-	want = "16385 create_user_account error true false false 2 5 1.5 " + instant(at) + " 3 1 HTTP_ [31m503"
+	want = "16385 create_user_account error true false false backoff " + instant(at) + " 2 5 1.5 " + instant(at) + " 3 1 HTTP_ [31m503"
 	if got := strings.Join(strings.Fields(lines[1]), " "); got != want {
 		t.Errorf("row is  %s\nwant    %s", got, want)
 	}
@@ -292,7 +294,13 @@ func TestCommandLinesThatCannotBeUnderstood(t *testing.T) {
 		"submit --template x --override a={\"nope\":1}", "submit --template x --priority high", "submit --nope",
 		"apply", "apply -f -", "tasks --state done", "tasks --limit -1", "tasks x", "task nope", "task get", "task get x", "task get 0", "task get 1 2", "task get -o xml 1",
 		"steps", "steps x", "steps --all 1", "steps 1 --state done", "step retry", "step retry --bulk 1", "step complete 1 --results []",
-		"attempts", "template get", "work -- true", "work --handler x", "work --handler x true --", "work --handler x=0 -- true",
+		"attempts", "template get", "circuits nope", "circuits --state shut", "circuits --limit -1", "circuits --waiting=many", "circuits --watch --page-token x",
+		"circuit get", "circuits get a b", "circuits hold", "circuits hold a", "circuits hold a --reason r --from soon",
+		"circuits hold a --reason r --until 1h --for 1h", "circuits hold a --reason r --for -1h", "circuits release", "circuits events a b",
+		"circuits events --from soon", "circuits policy", "circuits policy a --default", "circuits policy a --set rate", "circuits policy a --set =1",
+		"circuits policy a --set speed=1", "circuits policy a --set rate=fast", "circuits policy a --set window_duration=60",
+		"circuits policy a --set max_probes=1.5", "circuits policy a --set suspend_budgets=maybe", "circuits policy a --unset speed",
+		"circuits policy a --set rate=1 --unset rate", "circuits policy a --set rate=1 --set rate=2", "circuits policy a --reason r", "work -- true", "work --handler x", "work --handler x true --", "work --handler x=0 -- true",
 		"work --handler x --max-in-flight 0 -- true", "work --handler x --handler x -- true", "work --handler x -- /nonexistent/command", "sql extra",
 	} {
 		t.Run(line, func(t *testing.T) {

@@ -132,7 +132,8 @@ func (s *session) unended(ctx context.Context, filter *taskerv1.ListStepsRequest
 // readiness is the table of steps, under the column names of the SQL surface.
 func (p *printer) readiness(steps []*taskerv1.Step, withTask bool) *table {
 	heads := []string{
-		"step_id", "name", "current_state", "dependencies_satisfied", "retry_eligible", "ready_for_execution", "attempts", "retry_limit",
+		"step_id", "name", "current_state", "dependencies_satisfied", "retry_eligible", "ready_for_execution", "waiting_for",
+		"waiting_until", "attempts", "retry_limit",
 		"backoff_request_seconds", "next_retry_at", "dispatches", "lost_leases", "error_code", "blocked_by",
 	}
 	if withTask {
@@ -142,7 +143,8 @@ func (p *printer) readiness(steps []*taskerv1.Step, withTask bool) *table {
 	for _, step := range steps {
 		cells := []string{
 			step.GetStepId(), oneLine(step.GetName()), p.state(word(step.GetState())), p.yes(step.GetDependenciesSatisfied()),
-			p.yes(step.GetRetryEligible()), p.yes(step.GetReadyForExecution()), count(step.GetAttempts()), count(step.GetRetryLimit()),
+			p.yes(step.GetRetryEligible()), p.yes(step.GetReadyForExecution()), word(step.GetWaitingFor()),
+			instant(step.GetWaitingUntil()), count(step.GetAttempts()), count(step.GetRetryLimit()),
 			seconds(step.GetBackoffRequestDuration()), instant(step.GetNextRetryAt()), count(step.GetDispatches()), count(step.GetLostLeases()),
 			oneLine(step.GetLastFailure().GetErrorCode()), oneLine(strings.Join(step.GetBlockedBy(), ",")),
 		}
@@ -227,6 +229,7 @@ func (p *printer) stepFacts(step *taskerv1.Step) error {
 		add(head, row.rows[0][column+1])
 	}
 	add("handler", oneLine(step.GetHandler()))
+	add("circuit", oneLine(step.GetCircuit()))
 	add("depends_on", oneLine(strings.Join(slices.Sorted(slices.Values(step.GetDependsOn())), ",")))
 	add("parents", fmt.Sprintf("%d of %d done", step.GetCompletedParents(), step.GetTotalParents()))
 	add("epoch", count(step.GetEpoch()))

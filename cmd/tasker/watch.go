@@ -168,6 +168,16 @@ func (b *board) headline() string {
 		word(b.sum.GetExecutionStatus()), b.sum.GetCompletedSteps(), b.sum.GetTotalSteps())
 }
 
+// atCircuit says what a step's shared circuit holds it back by, if it does.
+func atCircuit(step *taskerv1.Step) string {
+	switch step.GetWaitingFor() {
+	case taskerv1.WaitingFor_WAITING_FOR_CIRCUIT, taskerv1.WaitingFor_WAITING_FOR_LIMIT, taskerv1.WaitingFor_WAITING_FOR_PAUSED:
+		return strings.TrimSpace(fmt.Sprintf("waiting_for %s (%s) %s", word(step.GetWaitingFor()), oneLine(step.GetCircuit()), instant(step.GetWaitingUntil())))
+	default:
+		return ""
+	}
+}
+
 // line says what has changed: one line for each step, and one for the task when its own state has.
 func (b *board) line(frame *taskerv1.WatchTaskResponse) error {
 	before := b.task.GetState()
@@ -185,6 +195,9 @@ func (b *board) line(frame *taskerv1.WatchTaskResponse) error {
 		}
 		if next := step.GetNextRetryAt(); next != nil {
 			parts = append(parts, "next_retry_at "+instant(next))
+		}
+		if waiting := atCircuit(step); waiting != "" {
+			parts = append(parts, waiting)
 		}
 		if err := b.write(strings.Join(parts, "  ") + "\n"); err != nil {
 			return err

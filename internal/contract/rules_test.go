@@ -18,6 +18,8 @@ import (
 
 // files are the descriptors of every file of the contract.
 var files = []protoreflect.FileDescriptor{
+	pb.File_tasker_v1_circuit_proto,
+	pb.File_tasker_v1_circuit_service_proto,
 	pb.File_tasker_v1_errors_proto,
 	pb.File_tasker_v1_step_proto,
 	pb.File_tasker_v1_step_service_proto,
@@ -72,7 +74,13 @@ var (
 	codes   = values{a([]string{}, []string{rep("a", 255)}, many(100, "A")), a([]string{""}, []string{rep("a", 256)}, many(101, "A"))}
 	someOf  = values{a(steps(1), steps(10000)), a(steps(0), steps(10001))}
 	inScope = values{a(int32(0), int32(3)), a(int32(-1), int32(4))}
+	orEmpty = values{append(a(""), name.good...), name.bad[1:]} // a circuit's name; empty: the namespace's default policy
+	share   = values{a(1e-9, 0.5, 1.0), a(0.0, -0.1, 1.000001, math.NaN(), math.Inf(1))}
+	opening = values{a(secs(1), secs(604800)), a(secs(0), nanos(999_999_999), nanos(604800_000_000_001), secs(-1))}
 )
+
+// upTo are the bounds of a number from 1 to n.
+func upTo(n int32) values { return values{a(int32(1), n), a(int32(0), int32(-1), n+1)} }
 
 // bounds has a line for each field that bears a rule.
 var bounds = map[string]values{
@@ -201,6 +209,12 @@ var bounds = map[string]values{
 	"StepRetryableFailure.retry_at":           instant,
 	"StepRetryableFailure.reach":              {a(pb.Reach_REACH_UNSPECIFIED, pb.Reach_REACH_CIRCUIT), a(pb.Reach(3), pb.Reach(-1))},
 	"StepRetryableFailure.accounting":         {a(pb.Accounting_ACCOUNTING_UNSPECIFIED, pb.Accounting_ACCOUNTING_SKIP), a(pb.Accounting(3))},
+	"StepRetryableFailure.blame":              {a(pb.Blame_BLAME_UNSPECIFIED, pb.Blame_BLAME_STEP), a(pb.Blame(4), pb.Blame(-1))},
+	"ReportStepResultRequest.observations":    {a(observations(0), observations(16)), a(observations(17))},
+	"CircuitObservation.circuit":              name,
+	"CircuitObservation.calls":                upTo(10000),
+	"CircuitObservation.failed_calls":         {a(int32(0), int32(1)), a(int32(-1))},
+	"CircuitObservation.slow_calls":           {a(int32(0), int32(1)), a(int32(-1))},
 	"BatchReportStepResultsRequest.reports":   {a(reports(1), reports(1000)), a(reports(0), reports(1001))},
 	"HeartbeatStepsRequest.heartbeats":        {a(heartbeats(1), heartbeats(1000)), a(heartbeats(0), heartbeats(1001))},
 	"StepHeartbeat.lease_token":               token,
@@ -217,6 +231,46 @@ var bounds = map[string]values{
 	"ListWorkersRequest.namespace":            namespace,
 	"ListWorkersRequest.handler":              {a("h", rep("a", 255)), a("", rep("a", 256))},
 	"ListWorkersRequest.page_size":            pageSize,
+
+	"CircuitPolicy.window_duration":            {a(secs(1), secs(3600)), a(secs(0), nanos(999_999_999), nanos(3600_000_000_001))},
+	"CircuitPolicy.min_observations":           upTo(1000000),
+	"CircuitPolicy.failure_rate_threshold":     share,
+	"CircuitPolicy.slow_call_duration":         {a(nanos(1), secs(3600)), a(secs(0), secs(-1), nanos(3600_000_000_001))},
+	"CircuitPolicy.slow_rate_threshold":        share,
+	"CircuitPolicy.min_failing_workers":        upTo(64),
+	"CircuitPolicy.open_duration":              opening,
+	"CircuitPolicy.max_open_duration":          opening,
+	"CircuitPolicy.max_probes":                 upTo(100),
+	"CircuitPolicy.close_after_successes":      upTo(1000),
+	"CircuitPolicy.recovery_wave":              upTo(10000),
+	"CircuitPolicy.max_in_flight":              upTo(100000),
+	"CircuitPolicy.rate":                       {a(0.001, 0.5, 100000.0), a(0.0, -1.0, 0.0009, 100000.1, math.NaN(), math.Inf(1))},
+	"GetCircuitRequest.namespace":              namespace,
+	"GetCircuitRequest.circuit":                orEmpty,
+	"ListCircuitsRequest.namespace":            namespace,
+	"ListCircuitsRequest.states":               states(5),
+	"ListCircuitsRequest.min_waiting_steps":    {a(int32(0), int32(10000)), a(int32(-1), int32(10001))},
+	"ListCircuitsRequest.page_size":            pageSize,
+	"SetCircuitPolicyRequest.namespace":        namespace,
+	"SetCircuitPolicyRequest.circuit":          orEmpty,
+	"SetCircuitPolicyRequest.update_mask":      {a(mask(), mask("window_duration", "rate"), mask(fieldsOfAPolicy()...)), a(mask(""), mask("*"), mask("windowDuration"), mask("window_duration.seconds"), mask("rate", "x"))},
+	"SetCircuitPolicyRequest.reason":           reason,
+	"HoldCircuitRequest.namespace":             namespace,
+	"HoldCircuitRequest.circuit":               name,
+	"HoldCircuitRequest.reason":                {a("r", "because\nof this", rep("a", 1024)), a("", rep("a", 1025), "\x00")},
+	"HoldCircuitRequest.starts_at":             instant,
+	"HoldCircuitRequest.ends_at":               instant,
+	"ReleaseCircuitRequest.namespace":          namespace,
+	"ReleaseCircuitRequest.circuit":            name,
+	"ReleaseCircuitRequest.reason":             reason,
+	"ListCircuitEventsRequest.namespace":       namespace,
+	"ListCircuitEventsRequest.circuit":         optName,
+	"ListCircuitEventsRequest.recorded_from":   instant,
+	"ListCircuitEventsRequest.recorded_before": instant,
+	"ListCircuitEventsRequest.page_size":       pageSize,
+	"WatchCircuitsRequest.namespace":           namespace,
+	"WatchCircuitsRequest.circuits":            {a([]string{}, many(1000, "a"), []string{rep("a", 255)}), a(many(1001, "a"), []string{""}, []string{"a b"}, []string{rep("a", 256)})},
+	"WatchCircuitsRequest.after_revision":      {a("", rep("a", 255)), a(rep("a", 256))},
 }
 
 func TestRulesHoldAtTheLimitAndRefuseBeyondIt(t *testing.T) {
@@ -315,6 +369,15 @@ func TestRulesThatTouchSeveralFields(t *testing.T) {
 		{"a bad report in a batch is judged alone", &pb.BatchReportStepResultsRequest{Reports: []*pb.ReportStepResultRequest{{}}}, ""},
 		{"a bad heartbeat in a batch is judged alone", &pb.HeartbeatStepsRequest{Heartbeats: []*pb.StepHeartbeat{{}}}, ""},
 		{"a bad release in a batch is judged alone", &pb.ReleaseStepsRequest{Releases: []*pb.StepRelease{{}}}, ""},
+		{"a circuit that opens for as long as it may", &pb.CircuitPolicy{OpenDuration: dur(60), MaxOpenDuration: dur(60)}, ""},
+		{"a circuit that opens for longer than it may", &pb.CircuitPolicy{OpenDuration: dur(60), MaxOpenDuration: dur(59)}, "circuit_policy.max_open_not_below_open"},
+		{"a longest opening alone", &pb.CircuitPolicy{MaxOpenDuration: dur(1)}, ""},
+		{"a policy that breaks a rule inside a request", &pb.SetCircuitPolicyRequest{Policy: &pb.CircuitPolicy{MaxProbes: proto.Int32(0)}}, "policy"},
+		{"a hold that ends after it began", &pb.HoldCircuitRequest{Circuit: "c", Reason: "r", StartsAt: at(10), EndsAt: at(11)}, ""},
+		{"a hold that ends as it begins", &pb.HoldCircuitRequest{Circuit: "c", Reason: "r", StartsAt: at(10), EndsAt: at(10)}, "hold_circuit_request.ends_after_start"},
+		{"as many failed and slow calls as calls", &pb.CircuitObservation{Circuit: "c", Calls: 3, FailedCalls: 3, SlowCalls: 3}, ""},
+		{"more failed calls than calls", &pb.CircuitObservation{Circuit: "c", Calls: 3, FailedCalls: 4}, "circuit_observation.within_calls"},
+		{"more slow calls than calls", &pb.CircuitObservation{Circuit: "c", Calls: 3, SlowCalls: 4}, "circuit_observation.within_calls"},
 		{"a bad task in a batch fails the batch", &pb.BatchSubmitTasksRequest{Tasks: []*pb.TaskSubmission{inlineTask(), {}}}, "tasks"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

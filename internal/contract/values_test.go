@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
@@ -61,6 +62,15 @@ var minimal = map[protoreflect.Name]proto.Message{
 	"StepRetryableFailure":        &pb.StepRetryableFailure{},
 	"StepSuccess":                 &pb.StepSuccess{},
 	"TraceContext":                &pb.TraceContext{},
+	"CircuitPolicy":               &pb.CircuitPolicy{},
+	"CircuitObservation":          &pb.CircuitObservation{Circuit: "c", Calls: 1},
+	"GetCircuitRequest":           &pb.GetCircuitRequest{Circuit: "c"},
+	"ListCircuitsRequest":         &pb.ListCircuitsRequest{},
+	"SetCircuitPolicyRequest":     &pb.SetCircuitPolicyRequest{Circuit: "c", Policy: &pb.CircuitPolicy{MaxProbes: proto.Int32(2)}},
+	"HoldCircuitRequest":          &pb.HoldCircuitRequest{Circuit: "c", Reason: "maintenance"},
+	"ReleaseCircuitRequest":       &pb.ReleaseCircuitRequest{Circuit: "c"},
+	"ListCircuitEventsRequest":    &pb.ListCircuitEventsRequest{},
+	"WatchCircuitsRequest":        &pb.WatchCircuitsRequest{},
 }
 
 func inlineTask() *pb.TaskSubmission {
@@ -152,6 +162,8 @@ func a(in ...any) []any {
 			out[i] = messages(v)
 		case []*pb.StepRelease:
 			out[i] = messages(v)
+		case []*pb.CircuitObservation:
+			out[i] = messages(v)
 		default:
 			out[i] = v
 		}
@@ -196,6 +208,21 @@ func releases(n int) []*pb.StepRelease {
 	return repeat(n, func() *pb.StepRelease { return &pb.StepRelease{LeaseToken: "x"} })
 }
 
+func observations(n int) []*pb.CircuitObservation {
+	return repeat(n, func() *pb.CircuitObservation { return &pb.CircuitObservation{Circuit: "c", Calls: 1} })
+}
+
+func mask(paths ...string) proto.Message { return &fieldmaskpb.FieldMask{Paths: paths} }
+
+func fieldsOfAPolicy() []string {
+	fields := (&pb.CircuitPolicy{}).ProtoReflect().Descriptor().Fields()
+	names := make([]string, fields.Len())
+	for i := range names {
+		names[i] = string(fields.Get(i).Name())
+	}
+	return names
+}
+
 func repeat[M any](n int, one func() M) []M {
 	out := make([]M, n)
 	for i := range out {
@@ -204,9 +231,10 @@ func repeat[M any](n int, one func() M) []M {
 	return out
 }
 
-func many(n int, s string) []string { return repeat(n, func() string { return s }) }
-func rep(s string, n int) string    { return strings.Repeat(s, n) }
-func secs(n float64) proto.Message  { return &durationpb.Duration{Seconds: int64(n)} }
+func many(n int, s string) []string    { return repeat(n, func() string { return s }) }
+func rep(s string, n int) string       { return strings.Repeat(s, n) }
+func secs(n float64) proto.Message     { return &durationpb.Duration{Seconds: int64(n)} }
+func dur(n int64) *durationpb.Duration { return &durationpb.Duration{Seconds: n} }
 func nanos(n int64) proto.Message {
 	return &durationpb.Duration{Seconds: n / 1e9, Nanos: int32(n % 1e9)}
 }

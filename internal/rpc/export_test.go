@@ -86,7 +86,8 @@ func Words() map[string]map[string]bool {
 		"TaskState": wordsOf(taskStates), "StepState": wordsOf(stepStates), "ExecutionStatus": wordsOf(executionStatuses),
 		"RecommendedAction": wordsOf(recommendedActions), "HealthStatus": wordsOf(healthStatuses), "ParkedReason": wordsOf(parkedReasons),
 		"DelaySource": wordsOf(delaySources), "DispatchOutcome": wordsOf(outcomes), "RevokeReason": wordsOf(revokeReasons),
-		"BlockerReason": wordsOf(blockerReasons),
+		"BlockerReason": wordsOf(blockerReasons), "Blame": wordsOf(blames), "WaitingFor": wordsOf(waits),
+		"CircuitState": wordsOf(circuitStates), "CircuitCause": wordsOf(circuitCauses),
 	}
 }
 
@@ -108,6 +109,27 @@ func CallerOf(ctx context.Context) Caller { return caller(ctx) }
 func Collect(req *pb.ListTasksRequest, fetch func(task.PageRequest) (task.Page[task.View], error)) ([]*pb.Task, string, error) {
 	return collect(req, fetch, taskMessage)
 }
+
+// Reported makes the answer to a report.
+func Reported(r *task.Report, a *task.Reported) *pb.ReportStepResultResponse { return reported(r, a) }
+
+// Step makes a step's message.
+func Step(v *task.StepView) *pb.Step { return stepMessage(v) }
+
+// Circuit makes a circuit's message.
+func Circuit(c *task.Circuit) *pb.Circuit { return circuitMessage(c) }
+
+// CircuitEvent makes an event's message.
+func CircuitEvent(e *task.CircuitEvent) *pb.CircuitEvent { return circuitEventMessage(e) }
+
+// CircuitPolicy decodes a policy.
+func CircuitPolicy(m *pb.CircuitPolicy) task.CircuitPolicy { return circuitPolicy(m) }
+
+// PolicyFields are the fields that a request changes.
+func PolicyFields(req *pb.SetCircuitPolicyRequest) []string { return policyFields(req) }
+
+// CircuitFrames makes frames of what a watch of circuits hands out.
+func CircuitFrames(f engine.CircuitFrame) []*pb.WatchCircuitsResponse { return circuitFrames(f) }
 
 // WatchFrames makes frames of a change that comes after a revision.
 func WatchFrames(c *engine.TaskChange, before int64) []*pb.WatchTaskResponse {

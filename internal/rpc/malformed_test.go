@@ -17,6 +17,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
 	"github.com/taskerhq/tasker/internal/rpc"
@@ -127,8 +130,10 @@ func sound(name protoreflect.FullName) proto.Message {
 		Overrides:  []*pb.StepOverride{{Name: "s", RetryLimit: proto.Int32(5), NonRetryableCodes: &pb.NonRetryableCodes{}}},
 	}
 	lease := task.Token{NamespaceID: 1, Step: task.NewID(0, 1).Step(1), Dispatch: 1, SessionID: 1}.String()
-	failed := &pb.ReportStepResultRequest{LeaseToken: lease, Outcome: &pb.ReportStepResultRequest_RetryableFailure{RetryableFailure: &pb.StepRetryableFailure{
+	policy := &pb.CircuitPolicy{WindowDuration: durationpb.New(time.Minute), MaxProbes: proto.Int32(3), Rate: proto.Float64(0.5)}
+	failed := &pb.ReportStepResultRequest{LeaseToken: lease, Observations: []*pb.CircuitObservation{{Circuit: "s", Calls: 3, FailedCalls: 1}}, Outcome: &pb.ReportStepResultRequest_RetryableFailure{RetryableFailure: &pb.StepRetryableFailure{
 		Failure: &pb.Failure{ErrorCode: "E", Details: "{}"}, RetryHint: &pb.StepRetryableFailure_RetryAfterHeader{RetryAfterHeader: "1"},
+		Reach: pb.Reach_REACH_CIRCUIT, Blame: pb.Blame_BLAME_DEPENDENCY,
 	}}}
 	for _, m := range []proto.Message{
 		&pb.SubmitTaskRequest{Task: sub}, &pb.BatchSubmitTasksRequest{Tasks: []*pb.TaskSubmission{sub, sub}}, &pb.ValidateTaskRequest{Task: sub},
@@ -145,6 +150,10 @@ func sound(name protoreflect.FullName) proto.Message {
 		&pb.BulkRetryStepsRequest{Filter: &pb.BulkRetryFilter{Handlers: []string{"s"}, TaskIds: []string{"16777216"}}},
 		&pb.RegisterTemplateRequest{Template: &pb.Template{Name: "t", ContextSchema: `{"type": "object"}`, Steps: []*pb.StepDefinition{step}}},
 		&pb.GetTemplateRequest{Template: &pb.TemplateRef{Name: "t"}}, &pb.ListTemplatesRequest{Name: proto.String("t")},
+		&pb.GetCircuitRequest{Circuit: "s"}, &pb.ListCircuitsRequest{MinWaitingSteps: 1, States: []pb.CircuitState{pb.CircuitState_CIRCUIT_STATE_OPEN}},
+		&pb.SetCircuitPolicyRequest{Circuit: "s", Policy: policy, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"window_duration", "max_probes", "rate"}}},
+		&pb.HoldCircuitRequest{Circuit: "s", Reason: "r", EndsAt: timestamppb.New(time.Now().Add(time.Second))}, &pb.ReleaseCircuitRequest{Circuit: "s"},
+		&pb.ListCircuitEventsRequest{Circuit: proto.String("s")}, &pb.WatchCircuitsRequest{Circuits: []string{"s"}},
 	} {
 		if m.ProtoReflect().Descriptor().FullName() == name {
 			return m
@@ -179,7 +188,7 @@ func TestMalformedRequests(t *testing.T) {
 	var methods []protoreflect.MethodDescriptor
 	for _, file := range []protoreflect.FileDescriptor{
 		pb.File_tasker_v1_task_service_proto, pb.File_tasker_v1_worker_service_proto, pb.File_tasker_v1_step_service_proto,
-		pb.File_tasker_v1_template_service_proto,
+		pb.File_tasker_v1_template_service_proto, pb.File_tasker_v1_circuit_service_proto,
 	} {
 		for i := range file.Services().Len() {
 			service := file.Services().Get(i)

@@ -34,10 +34,11 @@ func obvious(m proto.Message) bool {
 	return false
 }
 
-// obviousReport: a success. Its results are looked at when they are read.
+// obviousReport: a success without observations. Its results are looked at when they are read.
 func obviousReport(m *pb.ReportStepResultRequest) bool {
 	success, ok := m.GetOutcome().(*pb.ReportStepResultRequest_Success)
-	return ok && success.Success != nil && len(m.ProtoReflect().GetUnknown()) == 0 && m.GetLeaseToken() != "" && len(m.GetLeaseToken()) <= 255
+	return ok && success.Success != nil && len(m.ProtoReflect().GetUnknown()) == 0 && m.GetLeaseToken() != "" && len(m.GetLeaseToken()) <= 255 &&
+		len(m.GetObservations()) == 0
 }
 
 // obviousTask: a template by its name, and a context.

@@ -5,8 +5,11 @@ import (
 	"encoding/binary"
 	"hash"
 	"io"
+	"slices"
 	"strings"
 	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
 	"github.com/taskerhq/tasker/internal/task"
@@ -24,7 +27,7 @@ func report(req *pb.ReportStepResultRequest) (task.Report, error) {
 	if err != nil {
 		return task.Report{}, err
 	}
-	r := task.Report{Token: token}
+	r := task.Report{Token: token, RunDuration: runDuration(req.GetRunDuration()), Observations: observations(req.GetObservations())}
 	switch o := req.GetOutcome().(type) {
 	case *pb.ReportStepResultRequest_Success:
 		r.Outcome, r.Results = task.Success, orObject(o.Success.GetResults())
@@ -34,7 +37,9 @@ func report(req *pb.ReportStepResultRequest) (task.Report, error) {
 		r.Failure, err = failure("permanent_failure.failure", o.PermanentFailure.GetFailure())
 	case *pb.ReportStepResultRequest_RetryableFailure:
 		r.Outcome, r.Skip = task.RetryableFailure, o.RetryableFailure.GetAccounting() == pb.Accounting_ACCOUNTING_SKIP
-		r.Hint = hint(o.RetryableFailure)
+		r.Hint, r.Blame = hint(o.RetryableFailure), blame(o.RetryableFailure)
+		// What is not the dependency's fault says nothing of it, whatever its reach.
+		r.ReachCircuit = circuitReach(req) && r.Blame == task.BlameDependency
 		r.Failure, err = failure("retryable_failure.failure", o.RetryableFailure.GetFailure())
 	default:
 		err = task.Invalid("outcome", "is required")
@@ -83,9 +88,44 @@ func circuitReach(req *pb.ReportStepResultRequest) bool {
 	return req.GetRetryableFailure().GetReach() == pb.Reach_REACH_CIRCUIT
 }
 
+// blame is whose fault the failure is.
+func blame(f *pb.StepRetryableFailure) task.Blame {
+	if word := blames.word(f.GetBlame()); word != "" {
+		return task.Blame(word)
+	}
+	return task.BlameDependency
+}
+
+// maxRun is the longest run that is believed.
+const maxRun = 365 * 24 * time.Hour
+
+// runDuration is how long the run took; 0 where the worker did not say, or said what cannot be.
+func runDuration(d *durationpb.Duration) time.Duration {
+	if d.CheckValid() != nil || d.AsDuration() < 0 || d.AsDuration() > maxRun {
+		return 0
+	}
+	return d.AsDuration()
+}
+
+// observations are what the run saw of circuits, each of them named once.
+func observations(list []*pb.CircuitObservation) []task.CircuitObservation {
+	var seen []task.CircuitObservation
+	for _, o := range list {
+		k := slices.IndexFunc(seen, func(x task.CircuitObservation) bool { return x.Circuit == o.GetCircuit() })
+		if k < 0 {
+			k, seen = len(seen), append(seen, task.CircuitObservation{Circuit: o.GetCircuit()})
+		}
+		seen[k].Calls += int(o.GetCalls())
+		seen[k].Failed += int(o.GetFailedCalls())
+		seen[k].Slow += int(o.GetSlowCalls())
+	}
+	return seen
+}
+
 // outcomeDigest tells one outcome from another: two reports of one token with equal digests are one report, sent twice. It is
 // taken over what was decoded, so that a message that is encoded differently, or by a later release, gives the same. The
-// run's duration is not part of the outcome.
+// run's duration and what it saw of circuits are not part of the outcome. A blame that is the default leaves no trace: releases
+// that knew none made the same digest.
 func outcomeDigest(r *task.Report, circuit bool) (digest [32]byte) {
 	w := digester{sha256.New()}
 	w.text("outcome/1", string(r.Outcome), r.Results)
@@ -100,6 +140,9 @@ func outcomeDigest(r *task.Report, circuit bool) (digest [32]byte) {
 	}
 	w.flag(r.Skip)
 	w.flag(circuit)
+	if r.Blame != "" && r.Blame != task.BlameDependency {
+		w.text(string(r.Blame))
+	}
 	w.Sum(digest[:0])
 	return digest
 }
@@ -126,7 +169,7 @@ func (d digester) flag(b bool) {
 	d.number(0)
 }
 
-// reported is what a report did. The circuit is not heeded yet, so that every failure reaches its step alone.
+// reported is what a report did.
 func reported(r *task.Report, a *task.Reported) *pb.ReportStepResultResponse {
 	resp := &pb.ReportStepResultResponse{
 		Step: &pb.ReportedStep{
@@ -135,9 +178,12 @@ func reported(r *task.Report, a *task.Reported) *pb.ReportStepResultResponse {
 			Dispatch: r.Token.Dispatch, Epoch: count(a.Epoch), LostLeases: count(a.LostLeases),
 		},
 		AlreadyRecorded: a.AlreadyRecorded, AppliedDelay: duration(a.AppliedDelay), DelaySource: delaySources.value(string(a.DelaySource)),
-		DelayClamped: a.DelayClamped, NextRetryAt: timestamp(a.NextRetryAt),
+		DelayClamped: a.DelayClamped, NextRetryAt: timestamp(a.NextRetryAt), ChangedCircuits: a.ChangedCircuits,
 	}
-	if r.Outcome == task.RetryableFailure {
+	switch {
+	case a.ReachedCircuit:
+		resp.AppliedReach = pb.Reach_REACH_CIRCUIT
+	case r.Outcome == task.RetryableFailure:
 		resp.AppliedReach = pb.Reach_REACH_STEP
 	}
 	return resp

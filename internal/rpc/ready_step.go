@@ -73,6 +73,7 @@ func readyStep(r *task.ReadyStep) *pb.ReadyStep {
 		Dispatch: count(r.Dispatch), IdempotencyKey: "tasker/" + r.Namespace + "/" + r.Token.Step.String(),
 		Context: orObject(r.Context), HandlerConfig: orObject(r.HandlerConfig), OmittedDependencies: r.Omitted, Checkpoint: r.Checkpoint,
 		PreviousFailure: previousFailure(r.PreviousFailure), TraceContext: traceContext(r.TraceContext), Labels: labelMap(r.Labels),
+		Circuit: r.Circuit, Probe: r.Probe,
 	}
 	if r.RunTimeout > 0 {
 		step.RunTimeout = durationpb.New(r.RunTimeout)
@@ -149,5 +150,5 @@ func failureMessage(f *task.Failure) *pb.Failure {
 }
 
 func blocker(n *engine.Notice) *pb.DispatchBlocker {
-	return &pb.DispatchBlocker{Handler: n.Handler, Reason: blockerReasons.value(n.Reason), Until: timestamp(n.Until)}
+	return &pb.DispatchBlocker{Handler: n.Handler, Reason: blockerReasons.value(n.Reason), Until: timestamp(n.Until), Circuit: n.Circuit}
 }

@@ -72,7 +72,7 @@ func New(e *engine.Engine, log *slog.Logger, settings Settings) (*Services, erro
 // LearnClock takes what the database's clock just showed.
 func (s *Services) LearnClock(now time.Time) { s.clock.learn(now) }
 
-// EndWatches tells everybody who watches a task to watch it on another server. Workers' streams are ended by the engine.
+// EndWatches tells everybody who watches tasks or circuits to watch them on another server. Workers' streams are ended by the engine.
 func (s *Services) EndWatches() {
 	s.drain(task.Refuse(task.Draining, "this server is going away: watch on another one"))
 }
@@ -88,4 +88,5 @@ func (s *Services) Register(r grpc.ServiceRegistrar) {
 	pb.RegisterWorkerServiceServer(r, &workerService{Services: s})
 	pb.RegisterStepServiceServer(r, &stepService{Services: s})
 	pb.RegisterTemplateServiceServer(r, &templateService{Services: s})
+	pb.RegisterCircuitServiceServer(r, &circuitService{Services: s})
 }

@@ -24,7 +24,7 @@ type rules struct {
 func compileRules() (*rules, error) {
 	var messages []protoreflect.MessageDescriptor
 	for _, file := range []protoreflect.FileDescriptor{
-		pb.File_tasker_v1_errors_proto, pb.File_tasker_v1_step_proto, pb.File_tasker_v1_step_service_proto,
+		pb.File_tasker_v1_circuit_proto, pb.File_tasker_v1_circuit_service_proto, pb.File_tasker_v1_errors_proto, pb.File_tasker_v1_step_proto, pb.File_tasker_v1_step_service_proto,
 		pb.File_tasker_v1_task_proto, pb.File_tasker_v1_task_service_proto, pb.File_tasker_v1_template_proto,
 		pb.File_tasker_v1_template_service_proto, pb.File_tasker_v1_worker_service_proto,
 	} {

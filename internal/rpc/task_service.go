@@ -277,9 +277,6 @@ func taskID(text string) (task.ID, error) {
 
 // ---------------------------------------------------------------- watch
 
-// watchIdle is how often an idle watch carries a heartbeat.
-const watchIdle = 15 * time.Second
-
 // maxFrameSteps is how many steps a frame carries at most.
 const maxFrameSteps = 1000
 
@@ -298,58 +295,16 @@ func (s *taskService) WatchTask(req *pb.WatchTaskRequest, stream grpc.ServerStre
 		return err
 	}
 	defer w.Close()
-	changes := make(chan watched)
-	go follow(ctx, w, changes)
-	idle := time.NewTicker(watchIdle)
-	defer idle.Stop()
 	revision := req.GetAfterRevision()
-	for {
-		var frames []*pb.WatchTaskResponse
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case c := <-changes:
-			switch {
-			case errors.Is(c.err, io.EOF):
-				return nil
-			case ctx.Err() != nil:
-				return context.Cause(ctx)
-			case c.err != nil:
-				return c.err
-			}
-			revision, frames = c.Revision, watchFrames(c.TaskChange, revision)
-			idle.Reset(watchIdle)
-		case <-idle.C:
-			frames = []*pb.WatchTaskResponse{{
-				Revision: revision, Frame: &pb.WatchTaskResponse_Heartbeat{Heartbeat: &pb.WatchHeartbeat{ServerTime: s.clock.now()}},
-			}}
+	return watch(ctx, w.Next, func(c *engine.TaskChange) []*pb.WatchTaskResponse {
+		frames := watchFrames(c, revision)
+		revision = c.Revision
+		return frames
+	}, func() *pb.WatchTaskResponse {
+		return &pb.WatchTaskResponse{
+			Revision: revision, Frame: &pb.WatchTaskResponse_Heartbeat{Heartbeat: &pb.WatchHeartbeat{ServerTime: s.clock.now()}},
 		}
-		for _, f := range frames {
-			if err := stream.Send(f); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-type watched struct {
-	*engine.TaskChange
-	err error
-}
-
-// follow hands changes over until the watch or ctx ends. What happens while nobody takes one is joined by the watch.
-func follow(ctx context.Context, w *engine.Watch, changes chan<- watched) {
-	for {
-		c, err := w.Next(ctx)
-		select {
-		case changes <- watched{c, err}:
-		case <-ctx.Done():
-			return
-		}
-		if err != nil {
-			return
-		}
-	}
+	}, stream.Send)
 }
 
 // fittingSteps is how many of the steps one frame carries, one at least. The task beside them is small.

@@ -56,7 +56,7 @@ func stepMessage(v *task.StepView) *pb.Step {
 		LastAttemptedAt: timestamp(v.LastAttemptedAt), LastStartedAt: timestamp(v.LastStartedAt),
 		BackoffRequestDuration: duration(v.BackoffRequest), LastFailure: failureMessage(v.LastFailure), Circuit: v.Circuit,
 		Priority: count(v.Priority), EndedAt: timestamp(v.EndedAt), DependsOn: v.DependsOn, Results: v.Results, Checkpoint: v.Checkpoint,
-		HandlerConfig: v.HandlerConfig,
+		HandlerConfig: v.HandlerConfig, WaitingFor: waits.value(v.WaitingFor), WaitingUntil: timestamp(v.WaitingUntil),
 	}
 	if l := v.Lease; l != nil {
 		s.Lease = &pb.StepLease{

@@ -59,6 +59,10 @@ var (
 	outcomes           = newVocabulary[pb.DispatchOutcome]("DISPATCH_OUTCOME_")
 	revokeReasons      = newVocabulary[pb.RevokeReason]("REVOKE_REASON_")
 	blockerReasons     = newVocabulary[pb.BlockerReason]("BLOCKER_REASON_")
+	blames             = newVocabulary[pb.Blame]("BLAME_")
+	waits              = newVocabulary[pb.WaitingFor]("WAITING_FOR_")
+	circuitStates      = newVocabulary[pb.CircuitState]("CIRCUIT_STATE_")
+	circuitCauses      = newVocabulary[pb.CircuitCause]("CIRCUIT_CAUSE_")
 )
 
 // ---------------------------------------------------------------- times

@@ -108,7 +108,10 @@ func TestEnumsMirrorTheWordsOfTheDatabase(t *testing.T) {
 
 // The words that live in Go alone.
 func TestEnumsMirrorTheWordsOfTheEngine(t *testing.T) {
-	for enum, kind := range map[string]string{"RevokeReason": "RevokeReason", "StepState": "StepState", "TaskState": "State", "DispatchOutcome": "Outcome", "DelaySource": "DelaySource"} {
+	for enum, kind := range map[string]string{
+		"RevokeReason": "RevokeReason", "StepState": "StepState", "TaskState": "State", "DispatchOutcome": "Outcome", "DelaySource": "DelaySource",
+		"CircuitState": "CircuitState", "CircuitCause": "CircuitCause", "Blame": "Blame",
+	} {
 		words := constants(t, kind)
 		if want := rpc.Words()[enum]; !maps.Equal(want, words) {
 			t.Errorf("%s has %v, package task %v", enum, list(want), list(words))

@@ -23,7 +23,7 @@ import (
 const maxCheckpoint = 256 << 10
 
 // capabilities name what this server does beyond the first version of the contract.
-var capabilities []string
+var capabilities = []string{"circuits"}
 
 type workerService struct {
 	pb.UnimplementedWorkerServiceServer

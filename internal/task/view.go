@@ -85,6 +85,8 @@ type StepView struct {
 	LastFailure           *Failure       // of this epoch; nil: none
 	Lease                 *LeaseView     // nil unless in progress
 	EndedAt               *time.Time
+	WaitingFor            string     // why it is not running; empty: it runs or has ended
+	WaitingUntil          *time.Time // when that may change by itself; nil: not known
 
 	// Only where payloads were asked for.
 	Results       string

@@ -81,9 +81,10 @@ func TestTheTwoQuestionsAreOnThePage(t *testing.T) {
 
 // clients are the services of a server.
 type clients struct {
-	tasks   taskerv1.TaskServiceClient
-	steps   taskerv1.StepServiceClient
-	workers taskerv1.WorkerServiceClient
+	tasks    taskerv1.TaskServiceClient
+	steps    taskerv1.StepServiceClient
+	workers  taskerv1.WorkerServiceClient
+	circuits taskerv1.CircuitServiceClient
 }
 
 func dial(t *testing.T, address string) clients {
@@ -93,7 +94,10 @@ func dial(t *testing.T, address string) clients {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() }) // Nothing is left to be lost.
-	return clients{taskerv1.NewTaskServiceClient(conn), taskerv1.NewStepServiceClient(conn), taskerv1.NewWorkerServiceClient(conn)}
+	return clients{
+		taskerv1.NewTaskServiceClient(conn), taskerv1.NewStepServiceClient(conn), taskerv1.NewWorkerServiceClient(conn),
+		taskerv1.NewCircuitServiceClient(conn),
+	}
 }
 
 // submit makes a task of steps, each after the one before it.
@@ -140,6 +144,11 @@ func troubledTask(t *testing.T, server *server) int64 {
 	c.submit(t, "import", &taskerv1.StepDefinition{Name: "fetch"})
 	stored := c.submit(t, "archive", &taskerv1.StepDefinition{Name: "store", Backoff: slow})
 	unwanted := c.submit(t, "unwanted", &taskerv1.StepDefinition{Name: "nobody"})
+	held := "payments/eu"
+	c.submit(t, "refund", &taskerv1.StepDefinition{Name: "refund", Circuit: &held})
+	if _, err := c.circuits.HoldCircuit(t.Context(), &taskerv1.HoldCircuitRequest{Circuit: held, Reason: "moving its database"}); err != nil {
+		t.Fatal(err)
+	}
 	troubled := c.submit(t, "order", &taskerv1.StepDefinition{Name: "charge"}, &taskerv1.StepDefinition{Name: "mail"})
 
 	db := connect(t, server, "tasker_reader")

@@ -94,6 +94,88 @@ func (StepState) EnumDescriptor() ([]byte, []int) {
 	return file_tasker_v1_step_proto_rawDescGZIP(), []int{0}
 }
 
+// WaitingFor is why a step is not running: what has to happen first, and would be enough unless something else then stands in
+// the way. The words are those of the SQL surface (waiting_for).
+type WaitingFor int32
+
+const (
+	// It runs, or has ended.
+	WaitingFor_WAITING_FOR_UNSPECIFIED WaitingFor = 0
+	// Its parents, of which some are neither complete nor resolved_manually.
+	WaitingFor_WAITING_FOR_DEPENDENCIES WaitingFor = 1
+	// Its retry: waiting_until.
+	WaitingFor_WAITING_FOR_BACKOFF WaitingFor = 2
+	// Its task's not_before, or the end of the delay it was released with: waiting_until.
+	WaitingFor_WAITING_FOR_NOT_BEFORE WaitingFor = 3
+	// Its shared circuit, which is open (waiting_until is when probing begins), or probes or recovers and lets out no more now.
+	WaitingFor_WAITING_FOR_CIRCUIT WaitingFor = 4
+	// Room within its shared circuit's max_in_flight or rate.
+	WaitingFor_WAITING_FOR_LIMIT WaitingFor = 5
+	// Its shared circuit, which an operator holds: waiting_until is when the hold ends, unset when it must be released.
+	WaitingFor_WAITING_FOR_PAUSED WaitingFor = 6
+	// A worker: none that is there takes its handler.
+	WaitingFor_WAITING_FOR_WORKER WaitingFor = 7
+	// Room at its workers, which are all full; or it is about to go to one.
+	WaitingFor_WAITING_FOR_CAPACITY WaitingFor = 8
+	// An operator: it has failed for good (parked_reason).
+	WaitingFor_WAITING_FOR_OPERATOR WaitingFor = 9
+)
+
+// Enum value maps for WaitingFor.
+var (
+	WaitingFor_name = map[int32]string{
+		0: "WAITING_FOR_UNSPECIFIED",
+		1: "WAITING_FOR_DEPENDENCIES",
+		2: "WAITING_FOR_BACKOFF",
+		3: "WAITING_FOR_NOT_BEFORE",
+		4: "WAITING_FOR_CIRCUIT",
+		5: "WAITING_FOR_LIMIT",
+		6: "WAITING_FOR_PAUSED",
+		7: "WAITING_FOR_WORKER",
+		8: "WAITING_FOR_CAPACITY",
+		9: "WAITING_FOR_OPERATOR",
+	}
+	WaitingFor_value = map[string]int32{
+		"WAITING_FOR_UNSPECIFIED":  0,
+		"WAITING_FOR_DEPENDENCIES": 1,
+		"WAITING_FOR_BACKOFF":      2,
+		"WAITING_FOR_NOT_BEFORE":   3,
+		"WAITING_FOR_CIRCUIT":      4,
+		"WAITING_FOR_LIMIT":        5,
+		"WAITING_FOR_PAUSED":       6,
+		"WAITING_FOR_WORKER":       7,
+		"WAITING_FOR_CAPACITY":     8,
+		"WAITING_FOR_OPERATOR":     9,
+	}
+)
+
+func (x WaitingFor) Enum() *WaitingFor {
+	p := new(WaitingFor)
+	*p = x
+	return p
+}
+
+func (x WaitingFor) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WaitingFor) Descriptor() protoreflect.EnumDescriptor {
+	return file_tasker_v1_step_proto_enumTypes[1].Descriptor()
+}
+
+func (WaitingFor) Type() protoreflect.EnumType {
+	return &file_tasker_v1_step_proto_enumTypes[1]
+}
+
+func (x WaitingFor) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WaitingFor.Descriptor instead.
+func (WaitingFor) EnumDescriptor() ([]byte, []int) {
+	return file_tasker_v1_step_proto_rawDescGZIP(), []int{1}
+}
+
 // ParkedReason is why a step is failed for good: it is not dispatched again until an operator acts.
 type ParkedReason int32
 
@@ -139,11 +221,11 @@ func (x ParkedReason) String() string {
 }
 
 func (ParkedReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_tasker_v1_step_proto_enumTypes[1].Descriptor()
+	return file_tasker_v1_step_proto_enumTypes[2].Descriptor()
 }
 
 func (ParkedReason) Type() protoreflect.EnumType {
-	return &file_tasker_v1_step_proto_enumTypes[1]
+	return &file_tasker_v1_step_proto_enumTypes[2]
 }
 
 func (x ParkedReason) Number() protoreflect.EnumNumber {
@@ -152,7 +234,7 @@ func (x ParkedReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ParkedReason.Descriptor instead.
 func (ParkedReason) EnumDescriptor() ([]byte, []int) {
-	return file_tasker_v1_step_proto_rawDescGZIP(), []int{1}
+	return file_tasker_v1_step_proto_rawDescGZIP(), []int{2}
 }
 
 // DelaySource says where the delay before a retry came from.
@@ -208,11 +290,11 @@ func (x DelaySource) String() string {
 }
 
 func (DelaySource) Descriptor() protoreflect.EnumDescriptor {
-	return file_tasker_v1_step_proto_enumTypes[2].Descriptor()
+	return file_tasker_v1_step_proto_enumTypes[3].Descriptor()
 }
 
 func (DelaySource) Type() protoreflect.EnumType {
-	return &file_tasker_v1_step_proto_enumTypes[2]
+	return &file_tasker_v1_step_proto_enumTypes[3]
 }
 
 func (x DelaySource) Number() protoreflect.EnumNumber {
@@ -221,7 +303,7 @@ func (x DelaySource) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DelaySource.Descriptor instead.
 func (DelaySource) EnumDescriptor() ([]byte, []int) {
-	return file_tasker_v1_step_proto_rawDescGZIP(), []int{2}
+	return file_tasker_v1_step_proto_rawDescGZIP(), []int{3}
 }
 
 // DispatchOutcome is how a dispatch ended.
@@ -290,11 +372,11 @@ func (x DispatchOutcome) String() string {
 }
 
 func (DispatchOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_tasker_v1_step_proto_enumTypes[3].Descriptor()
+	return file_tasker_v1_step_proto_enumTypes[4].Descriptor()
 }
 
 func (DispatchOutcome) Type() protoreflect.EnumType {
-	return &file_tasker_v1_step_proto_enumTypes[3]
+	return &file_tasker_v1_step_proto_enumTypes[4]
 }
 
 func (x DispatchOutcome) Number() protoreflect.EnumNumber {
@@ -303,7 +385,7 @@ func (x DispatchOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DispatchOutcome.Descriptor instead.
 func (DispatchOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_tasker_v1_step_proto_rawDescGZIP(), []int{3}
+	return file_tasker_v1_step_proto_rawDescGZIP(), []int{4}
 }
 
 // Step is one node of a task's graph: the row of get_step_readiness_status, with its definition and payloads beside it. All
@@ -375,6 +457,10 @@ type Step struct {
 	Checkpoint string `protobuf:"bytes,30,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	// One JSON object, from the definition. Only where include_payloads is set.
 	HandlerConfig string `protobuf:"bytes,31,opt,name=handler_config,json=handlerConfig,proto3" json:"handler_config,omitempty"`
+	// Why it is not running. WAITING_FOR_UNSPECIFIED when it runs or has ended.
+	WaitingFor WaitingFor `protobuf:"varint,40,opt,name=waiting_for,json=waitingFor,proto3,enum=tasker.v1.WaitingFor" json:"waiting_for,omitempty"`
+	// The earliest instant at which that may change by itself. Unset when no instant is known.
+	WaitingUntil  *timestamppb.Timestamp `protobuf:"bytes,41,opt,name=waiting_until,json=waitingUntil,proto3" json:"waiting_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -624,6 +710,20 @@ func (x *Step) GetHandlerConfig() string {
 		return x.HandlerConfig
 	}
 	return ""
+}
+
+func (x *Step) GetWaitingFor() WaitingFor {
+	if x != nil {
+		return x.WaitingFor
+	}
+	return WaitingFor_WAITING_FOR_UNSPECIFIED
+}
+
+func (x *Step) GetWaitingUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WaitingUntil
+	}
+	return nil
 }
 
 // StepLease says who runs a step now. The lease token is not shown: it belongs to the worker alone.
@@ -1070,8 +1170,7 @@ var File_tasker_v1_step_proto protoreflect.FileDescriptor
 
 const file_tasker_v1_step_proto_rawDesc = "" +
 	"\n" +
-	"\x14tasker/v1/step.proto\x12\ttasker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9e\n" +
-	"\n" +
+	"\x14tasker/v1/step.proto\x12\ttasker.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\v\n" +
 	"\x04Step\x12\x17\n" +
 	"\astep_id\x18\x01 \x01(\tR\x06stepId\x12\x17\n" +
 	"\atask_id\x18\x02 \x01(\tR\x06taskId\x12\x12\n" +
@@ -1112,7 +1211,10 @@ const file_tasker_v1_step_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x1e \x01(\tR\n" +
 	"checkpoint\x12%\n" +
-	"\x0ehandler_config\x18\x1f \x01(\tR\rhandlerConfigJ\x04\b \x10(\"\x9a\x02\n" +
+	"\x0ehandler_config\x18\x1f \x01(\tR\rhandlerConfig\x126\n" +
+	"\vwaiting_for\x18( \x01(\x0e2\x15.tasker.v1.WaitingForR\n" +
+	"waitingFor\x12?\n" +
+	"\rwaiting_until\x18) \x01(\v2\x1a.google.protobuf.TimestampR\fwaitingUntilJ\x04\b \x10(\"\x9a\x02\n" +
 	"\tStepLease\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x1f\n" +
 	"\vinstance_id\x18\x02 \x01(\tR\n" +
@@ -1171,7 +1273,19 @@ const file_tasker_v1_step_proto_rawDesc = "" +
 	"\x13STEP_STATE_COMPLETE\x10\x03\x12\x14\n" +
 	"\x10STEP_STATE_ERROR\x10\x04\x12\x18\n" +
 	"\x14STEP_STATE_CANCELLED\x10\x05\x12 \n" +
-	"\x1cSTEP_STATE_RESOLVED_MANUALLY\x10\x06*\xad\x01\n" +
+	"\x1cSTEP_STATE_RESOLVED_MANUALLY\x10\x06*\x90\x02\n" +
+	"\n" +
+	"WaitingFor\x12\x1b\n" +
+	"\x17WAITING_FOR_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18WAITING_FOR_DEPENDENCIES\x10\x01\x12\x17\n" +
+	"\x13WAITING_FOR_BACKOFF\x10\x02\x12\x1a\n" +
+	"\x16WAITING_FOR_NOT_BEFORE\x10\x03\x12\x17\n" +
+	"\x13WAITING_FOR_CIRCUIT\x10\x04\x12\x15\n" +
+	"\x11WAITING_FOR_LIMIT\x10\x05\x12\x16\n" +
+	"\x12WAITING_FOR_PAUSED\x10\x06\x12\x16\n" +
+	"\x12WAITING_FOR_WORKER\x10\a\x12\x18\n" +
+	"\x14WAITING_FOR_CAPACITY\x10\b\x12\x18\n" +
+	"\x14WAITING_FOR_OPERATOR\x10\t*\xad\x01\n" +
 	"\fParkedReason\x12\x1d\n" +
 	"\x19PARKED_REASON_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17PARKED_REASON_PERMANENT\x10\x01\x12\x1b\n" +
@@ -1212,52 +1326,55 @@ func file_tasker_v1_step_proto_rawDescGZIP() []byte {
 	return file_tasker_v1_step_proto_rawDescData
 }
 
-var file_tasker_v1_step_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_tasker_v1_step_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_tasker_v1_step_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_tasker_v1_step_proto_goTypes = []any{
 	(StepState)(0),                // 0: tasker.v1.StepState
-	(ParkedReason)(0),             // 1: tasker.v1.ParkedReason
-	(DelaySource)(0),              // 2: tasker.v1.DelaySource
-	(DispatchOutcome)(0),          // 3: tasker.v1.DispatchOutcome
-	(*Step)(nil),                  // 4: tasker.v1.Step
-	(*StepLease)(nil),             // 5: tasker.v1.StepLease
-	(*Failure)(nil),               // 6: tasker.v1.Failure
-	(*Attempt)(nil),               // 7: tasker.v1.Attempt
-	(*LateReport)(nil),            // 8: tasker.v1.LateReport
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
+	(WaitingFor)(0),               // 1: tasker.v1.WaitingFor
+	(ParkedReason)(0),             // 2: tasker.v1.ParkedReason
+	(DelaySource)(0),              // 3: tasker.v1.DelaySource
+	(DispatchOutcome)(0),          // 4: tasker.v1.DispatchOutcome
+	(*Step)(nil),                  // 5: tasker.v1.Step
+	(*StepLease)(nil),             // 6: tasker.v1.StepLease
+	(*Failure)(nil),               // 7: tasker.v1.Failure
+	(*Attempt)(nil),               // 8: tasker.v1.Attempt
+	(*LateReport)(nil),            // 9: tasker.v1.LateReport
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
 }
 var file_tasker_v1_step_proto_depIdxs = []int32{
 	0,  // 0: tasker.v1.Step.state:type_name -> tasker.v1.StepState
-	1,  // 1: tasker.v1.Step.parked_reason:type_name -> tasker.v1.ParkedReason
-	9,  // 2: tasker.v1.Step.next_retry_at:type_name -> google.protobuf.Timestamp
-	9,  // 3: tasker.v1.Step.last_failure_at:type_name -> google.protobuf.Timestamp
-	9,  // 4: tasker.v1.Step.last_attempted_at:type_name -> google.protobuf.Timestamp
-	9,  // 5: tasker.v1.Step.last_started_at:type_name -> google.protobuf.Timestamp
-	10, // 6: tasker.v1.Step.backoff_request_duration:type_name -> google.protobuf.Duration
-	6,  // 7: tasker.v1.Step.last_failure:type_name -> tasker.v1.Failure
-	5,  // 8: tasker.v1.Step.lease:type_name -> tasker.v1.StepLease
-	9,  // 9: tasker.v1.Step.ended_at:type_name -> google.protobuf.Timestamp
-	9,  // 10: tasker.v1.StepLease.granted_at:type_name -> google.protobuf.Timestamp
-	9,  // 11: tasker.v1.StepLease.confirmed_at:type_name -> google.protobuf.Timestamp
-	9,  // 12: tasker.v1.StepLease.expires_at:type_name -> google.protobuf.Timestamp
-	9,  // 13: tasker.v1.Attempt.dispatched_at:type_name -> google.protobuf.Timestamp
-	9,  // 14: tasker.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
-	9,  // 15: tasker.v1.Attempt.ended_at:type_name -> google.protobuf.Timestamp
-	3,  // 16: tasker.v1.Attempt.outcome:type_name -> tasker.v1.DispatchOutcome
-	6,  // 17: tasker.v1.Attempt.failure:type_name -> tasker.v1.Failure
-	10, // 18: tasker.v1.Attempt.delay:type_name -> google.protobuf.Duration
-	2,  // 19: tasker.v1.Attempt.delay_source:type_name -> tasker.v1.DelaySource
-	9,  // 20: tasker.v1.Attempt.next_retry_at:type_name -> google.protobuf.Timestamp
-	8,  // 21: tasker.v1.Attempt.late_report:type_name -> tasker.v1.LateReport
-	9,  // 22: tasker.v1.LateReport.recorded_at:type_name -> google.protobuf.Timestamp
-	3,  // 23: tasker.v1.LateReport.outcome:type_name -> tasker.v1.DispatchOutcome
-	6,  // 24: tasker.v1.LateReport.failure:type_name -> tasker.v1.Failure
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	2,  // 1: tasker.v1.Step.parked_reason:type_name -> tasker.v1.ParkedReason
+	10, // 2: tasker.v1.Step.next_retry_at:type_name -> google.protobuf.Timestamp
+	10, // 3: tasker.v1.Step.last_failure_at:type_name -> google.protobuf.Timestamp
+	10, // 4: tasker.v1.Step.last_attempted_at:type_name -> google.protobuf.Timestamp
+	10, // 5: tasker.v1.Step.last_started_at:type_name -> google.protobuf.Timestamp
+	11, // 6: tasker.v1.Step.backoff_request_duration:type_name -> google.protobuf.Duration
+	7,  // 7: tasker.v1.Step.last_failure:type_name -> tasker.v1.Failure
+	6,  // 8: tasker.v1.Step.lease:type_name -> tasker.v1.StepLease
+	10, // 9: tasker.v1.Step.ended_at:type_name -> google.protobuf.Timestamp
+	1,  // 10: tasker.v1.Step.waiting_for:type_name -> tasker.v1.WaitingFor
+	10, // 11: tasker.v1.Step.waiting_until:type_name -> google.protobuf.Timestamp
+	10, // 12: tasker.v1.StepLease.granted_at:type_name -> google.protobuf.Timestamp
+	10, // 13: tasker.v1.StepLease.confirmed_at:type_name -> google.protobuf.Timestamp
+	10, // 14: tasker.v1.StepLease.expires_at:type_name -> google.protobuf.Timestamp
+	10, // 15: tasker.v1.Attempt.dispatched_at:type_name -> google.protobuf.Timestamp
+	10, // 16: tasker.v1.Attempt.started_at:type_name -> google.protobuf.Timestamp
+	10, // 17: tasker.v1.Attempt.ended_at:type_name -> google.protobuf.Timestamp
+	4,  // 18: tasker.v1.Attempt.outcome:type_name -> tasker.v1.DispatchOutcome
+	7,  // 19: tasker.v1.Attempt.failure:type_name -> tasker.v1.Failure
+	11, // 20: tasker.v1.Attempt.delay:type_name -> google.protobuf.Duration
+	3,  // 21: tasker.v1.Attempt.delay_source:type_name -> tasker.v1.DelaySource
+	10, // 22: tasker.v1.Attempt.next_retry_at:type_name -> google.protobuf.Timestamp
+	9,  // 23: tasker.v1.Attempt.late_report:type_name -> tasker.v1.LateReport
+	10, // 24: tasker.v1.LateReport.recorded_at:type_name -> google.protobuf.Timestamp
+	4,  // 25: tasker.v1.LateReport.outcome:type_name -> tasker.v1.DispatchOutcome
+	7,  // 26: tasker.v1.LateReport.failure:type_name -> tasker.v1.Failure
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_tasker_v1_step_proto_init() }
@@ -1271,7 +1388,7 @@ func file_tasker_v1_step_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tasker_v1_step_proto_rawDesc), len(file_tasker_v1_step_proto_rawDesc)),
-			NumEnums:      4,
+			NumEnums:      5,
 			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,

@@ -213,9 +213,9 @@ type StepDefinition struct {
 	// The longest time from the step's first dispatch to its end, waits included. When it is past, a waiting step is given up
 	// with error_code DEADLINE_EXCEEDED and a running one is revoked. Default: none. Above 0, at most 365 days.
 	MaxElapsed *durationpb.Duration `protobuf:"bytes,10,opt,name=max_elapsed,json=maxElapsed,proto3" json:"max_elapsed,omitempty"`
-	// The shared circuit (a named dependency such as "user_service") that this step calls. Default: none. Recorded from the
-	// first version on; servers that announce the capability "circuits" let it decide when the step may run. Same characters
-	// and length as name.
+	// The shared circuit (a named dependency such as "user_service") that this step calls: while it is open, the step waits. Default:
+	// none. See CircuitService. Recorded by every server; those that announce the capability "circuits" let it decide when the step
+	// may run. Same characters and length as name.
 	Circuit *string `protobuf:"bytes,11,opt,name=circuit,proto3,oneof" json:"circuit,omitempty"`
 	// 0 (most urgent) to 3. Where all four wait, they are dispatched 8 : 4 : 2 : 1, so none starves. Default: the task's
 	// priority, which is 1 unless the submit says otherwise.

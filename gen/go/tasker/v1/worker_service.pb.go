@@ -103,23 +103,44 @@ const (
 	BlockerReason_BLOCKER_REASON_HANDLER_LIMIT BlockerReason = 3
 	// The session was drained: it gets nothing any more.
 	BlockerReason_BLOCKER_REASON_DRAINED BlockerReason = 4
+	// Steps of this handler wait, and the shared circuit they name is open.
+	BlockerReason_BLOCKER_REASON_CIRCUIT_OPEN BlockerReason = 10
+	// Steps of this handler wait, and the shared circuit they name lets out no more of them now: as many probes run as may, or its
+	// wave is out.
+	BlockerReason_BLOCKER_REASON_CIRCUIT_PROBING BlockerReason = 11
+	// Steps of this handler wait, and the shared circuit they name has reached its max_in_flight or its rate.
+	BlockerReason_BLOCKER_REASON_CIRCUIT_LIMIT BlockerReason = 12
+	// Steps of this handler wait, and an operator holds the shared circuit they name.
+	BlockerReason_BLOCKER_REASON_CIRCUIT_HELD BlockerReason = 13
+	// Steps of this handler wait, and this worker is barred from the shared circuit they name (BarredWorker).
+	BlockerReason_BLOCKER_REASON_WORKER_BARRED BlockerReason = 14
 )
 
 // Enum value maps for BlockerReason.
 var (
 	BlockerReason_name = map[int32]string{
-		0: "BLOCKER_REASON_UNSPECIFIED",
-		1: "BLOCKER_REASON_NOTHING_READY",
-		2: "BLOCKER_REASON_NOT_DUE",
-		3: "BLOCKER_REASON_HANDLER_LIMIT",
-		4: "BLOCKER_REASON_DRAINED",
+		0:  "BLOCKER_REASON_UNSPECIFIED",
+		1:  "BLOCKER_REASON_NOTHING_READY",
+		2:  "BLOCKER_REASON_NOT_DUE",
+		3:  "BLOCKER_REASON_HANDLER_LIMIT",
+		4:  "BLOCKER_REASON_DRAINED",
+		10: "BLOCKER_REASON_CIRCUIT_OPEN",
+		11: "BLOCKER_REASON_CIRCUIT_PROBING",
+		12: "BLOCKER_REASON_CIRCUIT_LIMIT",
+		13: "BLOCKER_REASON_CIRCUIT_HELD",
+		14: "BLOCKER_REASON_WORKER_BARRED",
 	}
 	BlockerReason_value = map[string]int32{
-		"BLOCKER_REASON_UNSPECIFIED":   0,
-		"BLOCKER_REASON_NOTHING_READY": 1,
-		"BLOCKER_REASON_NOT_DUE":       2,
-		"BLOCKER_REASON_HANDLER_LIMIT": 3,
-		"BLOCKER_REASON_DRAINED":       4,
+		"BLOCKER_REASON_UNSPECIFIED":     0,
+		"BLOCKER_REASON_NOTHING_READY":   1,
+		"BLOCKER_REASON_NOT_DUE":         2,
+		"BLOCKER_REASON_HANDLER_LIMIT":   3,
+		"BLOCKER_REASON_DRAINED":         4,
+		"BLOCKER_REASON_CIRCUIT_OPEN":    10,
+		"BLOCKER_REASON_CIRCUIT_PROBING": 11,
+		"BLOCKER_REASON_CIRCUIT_LIMIT":   12,
+		"BLOCKER_REASON_CIRCUIT_HELD":    13,
+		"BLOCKER_REASON_WORKER_BARRED":   14,
 	}
 )
 
@@ -158,8 +179,11 @@ const (
 	Reach_REACH_UNSPECIFIED Reach = 0
 	// This step alone.
 	Reach_REACH_STEP Reach = 1
-	// Everything behind the step's shared circuit. On a step without a circuit, or a server without the capability "circuits",
-	// it acts as REACH_STEP, and applied_reach says so.
+	// Everything behind the step's shared circuit: it opens at once, for every step and every worker, until the delay of the retry
+	// hint has passed, clamped to the circuit's max_open_duration; without a hint, or with one that cannot be read, for its
+	// open_duration. A circuit that is open for longer already stays so, and one that is held stays held. On a step without a
+	// circuit, with a delay of 0, with a blame other than BLAME_DEPENDENCY, or on a server without the capability "circuits", it
+	// acts as REACH_STEP. applied_reach says what happened.
 	Reach_REACH_CIRCUIT Reach = 2
 )
 
@@ -204,6 +228,65 @@ func (Reach) EnumDescriptor() ([]byte, []int) {
 	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{2}
 }
 
+// Blame is whose fault a retryable failure is.
+type Blame int32
+
+const (
+	// The same as BLAME_DEPENDENCY.
+	Blame_BLAME_UNSPECIFIED Blame = 0
+	// The called service's: a refused connection, a timeout, a 429, a 5xx. The step's circuit is charged with a failed call.
+	Blame_BLAME_DEPENDENCY Blame = 1
+	// The worker's own: no memory, no disk, a missing file. The circuit is not charged. A worker that is to blame for too many of its
+	// runs, lost leases included, gets no more steps of that circuit for a while.
+	Blame_BLAME_WORKER Blame = 2
+	// The step's: what it was asked to do did not work out, and nothing says that other steps would fail. Neither the circuit nor
+	// the worker is charged.
+	Blame_BLAME_STEP Blame = 3
+)
+
+// Enum value maps for Blame.
+var (
+	Blame_name = map[int32]string{
+		0: "BLAME_UNSPECIFIED",
+		1: "BLAME_DEPENDENCY",
+		2: "BLAME_WORKER",
+		3: "BLAME_STEP",
+	}
+	Blame_value = map[string]int32{
+		"BLAME_UNSPECIFIED": 0,
+		"BLAME_DEPENDENCY":  1,
+		"BLAME_WORKER":      2,
+		"BLAME_STEP":        3,
+	}
+)
+
+func (x Blame) Enum() *Blame {
+	p := new(Blame)
+	*p = x
+	return p
+}
+
+func (x Blame) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Blame) Descriptor() protoreflect.EnumDescriptor {
+	return file_tasker_v1_worker_service_proto_enumTypes[3].Descriptor()
+}
+
+func (Blame) Type() protoreflect.EnumType {
+	return &file_tasker_v1_worker_service_proto_enumTypes[3]
+}
+
+func (x Blame) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Blame.Descriptor instead.
+func (Blame) EnumDescriptor() ([]byte, []int) {
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{3}
+}
+
 // Accounting is whether a failed run counts towards retry_limit.
 type Accounting int32
 
@@ -242,11 +325,11 @@ func (x Accounting) String() string {
 }
 
 func (Accounting) Descriptor() protoreflect.EnumDescriptor {
-	return file_tasker_v1_worker_service_proto_enumTypes[3].Descriptor()
+	return file_tasker_v1_worker_service_proto_enumTypes[4].Descriptor()
 }
 
 func (Accounting) Type() protoreflect.EnumType {
-	return &file_tasker_v1_worker_service_proto_enumTypes[3]
+	return &file_tasker_v1_worker_service_proto_enumTypes[4]
 }
 
 func (x Accounting) Number() protoreflect.EnumNumber {
@@ -255,7 +338,7 @@ func (x Accounting) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Accounting.Descriptor instead.
 func (Accounting) EnumDescriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{3}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{4}
 }
 
 // ReadyStepsRequest opens a worker's session. Nothing in it can be changed while the stream is open: open a new stream
@@ -764,14 +847,17 @@ type ReadyStep struct {
 	Checkpoint string `protobuf:"bytes,19,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	// How the last concluded run of this epoch failed. Unset on a first run.
 	PreviousFailure *PreviousFailure `protobuf:"bytes,20,opt,name=previous_failure,json=previousFailure,proto3" json:"previous_failure,omitempty"`
-	// Whether this run alone decides if a shared circuit closes. Always false without the capability "circuits".
+	// Whether this run is a probe: its shared circuit is half_open, and this run's success or failure helps to decide whether it
+	// closes. Run it like any other. Always false without the capability "circuits".
 	Probe bool `protobuf:"varint,21,opt,name=probe,proto3" json:"probe,omitempty"`
 	// The trace to join. Unset when the submit had none.
 	TraceContext *TraceContext `protobuf:"bytes,22,opt,name=trace_context,json=traceContext,proto3" json:"trace_context,omitempty"`
 	// The run timeout, from handler_config.timeout. Unset when there is none. It counts from the confirmation.
 	RunTimeout *durationpb.Duration `protobuf:"bytes,23,opt,name=run_timeout,json=runTimeout,proto3" json:"run_timeout,omitempty"`
 	// The task's labels.
-	Labels        map[string]string `protobuf:"bytes,24,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Labels map[string]string `protobuf:"bytes,24,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The shared circuit that the step names. Empty when it names none.
+	Circuit       string `protobuf:"bytes,25,opt,name=circuit,proto3" json:"circuit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -972,6 +1058,13 @@ func (x *ReadyStep) GetLabels() map[string]string {
 		return x.Labels
 	}
 	return nil
+}
+
+func (x *ReadyStep) GetCircuit() string {
+	if x != nil {
+		return x.Circuit
+	}
+	return ""
 }
 
 // PreviousFailure is how an earlier run of a step failed.
@@ -1279,7 +1372,9 @@ type DispatchBlocker struct {
 	// Why.
 	Reason BlockerReason `protobuf:"varint,2,opt,name=reason,proto3,enum=tasker.v1.BlockerReason" json:"reason,omitempty"`
 	// The earliest instant at which that may change by itself. Unset when it is not known.
-	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	// The shared circuit that holds the handler's steps back, one of them where there are several. Empty when none does.
+	Circuit       string `protobuf:"bytes,4,opt,name=circuit,proto3" json:"circuit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1333,6 +1428,13 @@ func (x *DispatchBlocker) GetUntil() *timestamppb.Timestamp {
 		return x.Until
 	}
 	return nil
+}
+
+func (x *DispatchBlocker) GetCircuit() string {
+	if x != nil {
+		return x.Circuit
+	}
+	return ""
 }
 
 // PollReadyStepsRequest asks for steps, and opens or renews the worker's session.
@@ -1593,9 +1695,15 @@ type ReportStepResultRequest struct {
 	//	*ReportStepResultRequest_PermanentFailure
 	//	*ReportStepResultRequest_RetryableFailure
 	Outcome isReportStepResultRequest_Outcome `protobuf_oneof:"outcome"`
-	// How long the run took, by the worker's own monotonic clock. For metrics only: the record goes by the database's clock. A
-	// negative one, or one above 365 days, is taken as absent, never refused.
-	RunDuration   *durationpb.Duration `protobuf:"bytes,5,opt,name=run_duration,json=runDuration,proto3" json:"run_duration,omitempty"`
+	// How long the run took, by the worker's own monotonic clock. For metrics, and what slow calls of a shared circuit are told by;
+	// where it is absent, they are told by the time from the confirmation, or else the dispatch, to the report, on the database's
+	// clock. The record goes by the database's clock always. A negative one, or one above 365 days, is taken as absent, never
+	// refused.
+	RunDuration *durationpb.Duration `protobuf:"bytes,5,opt,name=run_duration,json=runDuration,proto3" json:"run_duration,omitempty"`
+	// What this run saw of named dependencies other than its step's own circuit, whose call is the run itself. They are charged to
+	// those circuits when the report is recorded, once; a circuit that nobody has named before is made. Not part of the outcome: a
+	// report that is sent again with other observations is the same report. Ignored without the capability "circuits". At most 16.
+	Observations  []*CircuitObservation `protobuf:"bytes,7,rep,name=observations,proto3" json:"observations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1678,6 +1786,13 @@ func (x *ReportStepResultRequest) GetRunDuration() *durationpb.Duration {
 	return nil
 }
 
+func (x *ReportStepResultRequest) GetObservations() []*CircuitObservation {
+	if x != nil {
+		return x.Observations
+	}
+	return nil
+}
+
 type isReportStepResultRequest_Outcome interface {
 	isReportStepResultRequest_Outcome()
 }
@@ -1703,6 +1818,79 @@ func (*ReportStepResultRequest_PermanentFailure) isReportStepResultRequest_Outco
 
 func (*ReportStepResultRequest_RetryableFailure) isReportStepResultRequest_Outcome() {}
 
+// CircuitObservation is what one run saw of one shared circuit.
+type CircuitObservation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The circuit. Required. Same characters and length as StepDefinition.circuit.
+	Circuit string `protobuf:"bytes,1,opt,name=circuit,proto3" json:"circuit,omitempty"`
+	// How many calls the run made. Required. 1 to 10000.
+	Calls int32 `protobuf:"varint,2,opt,name=calls,proto3" json:"calls,omitempty"`
+	// How many of them failed, by the dependency's fault. 0 to calls.
+	FailedCalls int32 `protobuf:"varint,3,opt,name=failed_calls,json=failedCalls,proto3" json:"failed_calls,omitempty"`
+	// How many of them were slow, by the worker's own judgement. 0 to calls. A call may be both failed and slow.
+	SlowCalls     int32 `protobuf:"varint,4,opt,name=slow_calls,json=slowCalls,proto3" json:"slow_calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CircuitObservation) Reset() {
+	*x = CircuitObservation{}
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CircuitObservation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CircuitObservation) ProtoMessage() {}
+
+func (x *CircuitObservation) ProtoReflect() protoreflect.Message {
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CircuitObservation.ProtoReflect.Descriptor instead.
+func (*CircuitObservation) Descriptor() ([]byte, []int) {
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CircuitObservation) GetCircuit() string {
+	if x != nil {
+		return x.Circuit
+	}
+	return ""
+}
+
+func (x *CircuitObservation) GetCalls() int32 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *CircuitObservation) GetFailedCalls() int32 {
+	if x != nil {
+		return x.FailedCalls
+	}
+	return 0
+}
+
+func (x *CircuitObservation) GetSlowCalls() int32 {
+	if x != nil {
+		return x.SlowCalls
+	}
+	return 0
+}
+
 // StepSuccess ends a step as complete.
 type StepSuccess struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1714,7 +1902,7 @@ type StepSuccess struct {
 
 func (x *StepSuccess) Reset() {
 	*x = StepSuccess{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[14]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +1914,7 @@ func (x *StepSuccess) String() string {
 func (*StepSuccess) ProtoMessage() {}
 
 func (x *StepSuccess) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[14]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +1927,7 @@ func (x *StepSuccess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepSuccess.ProtoReflect.Descriptor instead.
 func (*StepSuccess) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{14}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StepSuccess) GetResults() string {
@@ -1760,7 +1948,7 @@ type StepPermanentFailure struct {
 
 func (x *StepPermanentFailure) Reset() {
 	*x = StepPermanentFailure{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[15]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1772,7 +1960,7 @@ func (x *StepPermanentFailure) String() string {
 func (*StepPermanentFailure) ProtoMessage() {}
 
 func (x *StepPermanentFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[15]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1785,7 +1973,7 @@ func (x *StepPermanentFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepPermanentFailure.ProtoReflect.Descriptor instead.
 func (*StepPermanentFailure) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{15}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StepPermanentFailure) GetFailure() *Failure {
@@ -1813,14 +2001,16 @@ type StepRetryableFailure struct {
 	// How far the failure reaches. Default: this step alone.
 	Reach Reach `protobuf:"varint,5,opt,name=reach,proto3,enum=tasker.v1.Reach" json:"reach,omitempty"`
 	// Whether the run counts as an attempt. Default: it does.
-	Accounting    Accounting `protobuf:"varint,6,opt,name=accounting,proto3,enum=tasker.v1.Accounting" json:"accounting,omitempty"`
+	Accounting Accounting `protobuf:"varint,6,opt,name=accounting,proto3,enum=tasker.v1.Accounting" json:"accounting,omitempty"`
+	// Whose fault the failure is: what the step's shared circuit is charged for. Default: the dependency's.
+	Blame         Blame `protobuf:"varint,8,opt,name=blame,proto3,enum=tasker.v1.Blame" json:"blame,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StepRetryableFailure) Reset() {
 	*x = StepRetryableFailure{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[16]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +2022,7 @@ func (x *StepRetryableFailure) String() string {
 func (*StepRetryableFailure) ProtoMessage() {}
 
 func (x *StepRetryableFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[16]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2035,7 @@ func (x *StepRetryableFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepRetryableFailure.ProtoReflect.Descriptor instead.
 func (*StepRetryableFailure) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{16}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StepRetryableFailure) GetFailure() *Failure {
@@ -1903,6 +2093,13 @@ func (x *StepRetryableFailure) GetAccounting() Accounting {
 	return Accounting_ACCOUNTING_UNSPECIFIED
 }
 
+func (x *StepRetryableFailure) GetBlame() Blame {
+	if x != nil {
+		return x.Blame
+	}
+	return Blame_BLAME_UNSPECIFIED
+}
+
 type isStepRetryableFailure_RetryHint interface {
 	isStepRetryableFailure_RetryHint()
 }
@@ -1944,7 +2141,8 @@ type ReportStepResultResponse struct {
 	DelayClamped bool `protobuf:"varint,5,opt,name=delay_clamped,json=delayClamped,proto3" json:"delay_clamped,omitempty"`
 	// The earliest next run. Unset when there will be none.
 	NextRetryAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=next_retry_at,json=nextRetryAt,proto3" json:"next_retry_at,omitempty"`
-	// How far the failure reaches. REACH_UNSPECIFIED for other outcomes.
+	// How far the failure reaches: REACH_CIRCUIT when its delay was applied to the step's circuit. REACH_UNSPECIFIED for other
+	// outcomes.
 	AppliedReach Reach `protobuf:"varint,7,opt,name=applied_reach,json=appliedReach,proto3,enum=tasker.v1.Reach" json:"applied_reach,omitempty"`
 	// Names of the shared circuits whose state this report changed. Always empty without the capability "circuits".
 	ChangedCircuits []string `protobuf:"bytes,8,rep,name=changed_circuits,json=changedCircuits,proto3" json:"changed_circuits,omitempty"`
@@ -1954,7 +2152,7 @@ type ReportStepResultResponse struct {
 
 func (x *ReportStepResultResponse) Reset() {
 	*x = ReportStepResultResponse{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[17]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2164,7 @@ func (x *ReportStepResultResponse) String() string {
 func (*ReportStepResultResponse) ProtoMessage() {}
 
 func (x *ReportStepResultResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[17]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2177,7 @@ func (x *ReportStepResultResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStepResultResponse.ProtoReflect.Descriptor instead.
 func (*ReportStepResultResponse) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{17}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportStepResultResponse) GetStep() *ReportedStep {
@@ -2065,7 +2263,7 @@ type ReportedStep struct {
 
 func (x *ReportedStep) Reset() {
 	*x = ReportedStep{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[18]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2077,7 +2275,7 @@ func (x *ReportedStep) String() string {
 func (*ReportedStep) ProtoMessage() {}
 
 func (x *ReportedStep) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[18]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2090,7 +2288,7 @@ func (x *ReportedStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportedStep.ProtoReflect.Descriptor instead.
 func (*ReportedStep) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{18}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReportedStep) GetStepId() string {
@@ -2167,7 +2365,7 @@ type BatchReportStepResultsRequest struct {
 
 func (x *BatchReportStepResultsRequest) Reset() {
 	*x = BatchReportStepResultsRequest{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[19]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2377,7 @@ func (x *BatchReportStepResultsRequest) String() string {
 func (*BatchReportStepResultsRequest) ProtoMessage() {}
 
 func (x *BatchReportStepResultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[19]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2390,7 @@ func (x *BatchReportStepResultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchReportStepResultsRequest.ProtoReflect.Descriptor instead.
 func (*BatchReportStepResultsRequest) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{19}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *BatchReportStepResultsRequest) GetReports() []*ReportStepResultRequest {
@@ -2213,7 +2411,7 @@ type BatchReportStepResultsResponse struct {
 
 func (x *BatchReportStepResultsResponse) Reset() {
 	*x = BatchReportStepResultsResponse{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[20]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2423,7 @@ func (x *BatchReportStepResultsResponse) String() string {
 func (*BatchReportStepResultsResponse) ProtoMessage() {}
 
 func (x *BatchReportStepResultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[20]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2436,7 @@ func (x *BatchReportStepResultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchReportStepResultsResponse.ProtoReflect.Descriptor instead.
 func (*BatchReportStepResultsResponse) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{20}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BatchReportStepResultsResponse) GetEntries() []*BatchReportStepResultsEntry {
@@ -2261,7 +2459,7 @@ type BatchReportStepResultsEntry struct {
 
 func (x *BatchReportStepResultsEntry) Reset() {
 	*x = BatchReportStepResultsEntry{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[21]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2471,7 @@ func (x *BatchReportStepResultsEntry) String() string {
 func (*BatchReportStepResultsEntry) ProtoMessage() {}
 
 func (x *BatchReportStepResultsEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[21]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2484,7 @@ func (x *BatchReportStepResultsEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchReportStepResultsEntry.ProtoReflect.Descriptor instead.
 func (*BatchReportStepResultsEntry) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{21}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BatchReportStepResultsEntry) GetStatus() *EntryStatus {
@@ -2314,7 +2512,7 @@ type HeartbeatStepsRequest struct {
 
 func (x *HeartbeatStepsRequest) Reset() {
 	*x = HeartbeatStepsRequest{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[22]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2326,7 +2524,7 @@ func (x *HeartbeatStepsRequest) String() string {
 func (*HeartbeatStepsRequest) ProtoMessage() {}
 
 func (x *HeartbeatStepsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[22]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2339,7 +2537,7 @@ func (x *HeartbeatStepsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatStepsRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatStepsRequest) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{22}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HeartbeatStepsRequest) GetHeartbeats() []*StepHeartbeat {
@@ -2363,7 +2561,7 @@ type StepHeartbeat struct {
 
 func (x *StepHeartbeat) Reset() {
 	*x = StepHeartbeat{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[23]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2573,7 @@ func (x *StepHeartbeat) String() string {
 func (*StepHeartbeat) ProtoMessage() {}
 
 func (x *StepHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[23]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2586,7 @@ func (x *StepHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepHeartbeat.ProtoReflect.Descriptor instead.
 func (*StepHeartbeat) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{23}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StepHeartbeat) GetLeaseToken() string {
@@ -2418,7 +2616,7 @@ type HeartbeatStepsResponse struct {
 
 func (x *HeartbeatStepsResponse) Reset() {
 	*x = HeartbeatStepsResponse{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[24]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2628,7 @@ func (x *HeartbeatStepsResponse) String() string {
 func (*HeartbeatStepsResponse) ProtoMessage() {}
 
 func (x *HeartbeatStepsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[24]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2641,7 @@ func (x *HeartbeatStepsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatStepsResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatStepsResponse) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{24}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *HeartbeatStepsResponse) GetEntries() []*HeartbeatStepsEntry {
@@ -2482,7 +2680,7 @@ type HeartbeatStepsEntry struct {
 
 func (x *HeartbeatStepsEntry) Reset() {
 	*x = HeartbeatStepsEntry{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[25]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +2692,7 @@ func (x *HeartbeatStepsEntry) String() string {
 func (*HeartbeatStepsEntry) ProtoMessage() {}
 
 func (x *HeartbeatStepsEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[25]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +2705,7 @@ func (x *HeartbeatStepsEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatStepsEntry.ProtoReflect.Descriptor instead.
 func (*HeartbeatStepsEntry) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{25}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HeartbeatStepsEntry) GetLeaseToken() string {
@@ -2563,7 +2761,7 @@ type ReleaseStepsRequest struct {
 
 func (x *ReleaseStepsRequest) Reset() {
 	*x = ReleaseStepsRequest{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[26]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2575,7 +2773,7 @@ func (x *ReleaseStepsRequest) String() string {
 func (*ReleaseStepsRequest) ProtoMessage() {}
 
 func (x *ReleaseStepsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[26]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2588,7 +2786,7 @@ func (x *ReleaseStepsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseStepsRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseStepsRequest) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{26}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReleaseStepsRequest) GetReleases() []*StepRelease {
@@ -2611,7 +2809,7 @@ type StepRelease struct {
 
 func (x *StepRelease) Reset() {
 	*x = StepRelease{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[27]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +2821,7 @@ func (x *StepRelease) String() string {
 func (*StepRelease) ProtoMessage() {}
 
 func (x *StepRelease) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[27]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +2834,7 @@ func (x *StepRelease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepRelease.ProtoReflect.Descriptor instead.
 func (*StepRelease) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{27}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StepRelease) GetLeaseToken() string {
@@ -2664,7 +2862,7 @@ type ReleaseStepsResponse struct {
 
 func (x *ReleaseStepsResponse) Reset() {
 	*x = ReleaseStepsResponse{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[28]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2676,7 +2874,7 @@ func (x *ReleaseStepsResponse) String() string {
 func (*ReleaseStepsResponse) ProtoMessage() {}
 
 func (x *ReleaseStepsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[28]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2689,7 +2887,7 @@ func (x *ReleaseStepsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseStepsResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseStepsResponse) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{28}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReleaseStepsResponse) GetEntries() []*ReleaseStepsEntry {
@@ -2712,7 +2910,7 @@ type ReleaseStepsEntry struct {
 
 func (x *ReleaseStepsEntry) Reset() {
 	*x = ReleaseStepsEntry{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[29]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2724,7 +2922,7 @@ func (x *ReleaseStepsEntry) String() string {
 func (*ReleaseStepsEntry) ProtoMessage() {}
 
 func (x *ReleaseStepsEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[29]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2737,7 +2935,7 @@ func (x *ReleaseStepsEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseStepsEntry.ProtoReflect.Descriptor instead.
 func (*ReleaseStepsEntry) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{29}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReleaseStepsEntry) GetLeaseToken() string {
@@ -2773,7 +2971,7 @@ type DrainWorkerRequest struct {
 
 func (x *DrainWorkerRequest) Reset() {
 	*x = DrainWorkerRequest{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[30]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2785,7 +2983,7 @@ func (x *DrainWorkerRequest) String() string {
 func (*DrainWorkerRequest) ProtoMessage() {}
 
 func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[30]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2798,7 +2996,7 @@ func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerRequest.ProtoReflect.Descriptor instead.
 func (*DrainWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{30}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DrainWorkerRequest) GetNamespace() string {
@@ -2840,7 +3038,7 @@ type DrainWorkerResponse struct {
 
 func (x *DrainWorkerResponse) Reset() {
 	*x = DrainWorkerResponse{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[31]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2852,7 +3050,7 @@ func (x *DrainWorkerResponse) String() string {
 func (*DrainWorkerResponse) ProtoMessage() {}
 
 func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[31]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2865,7 +3063,7 @@ func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerResponse.ProtoReflect.Descriptor instead.
 func (*DrainWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{31}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DrainWorkerResponse) GetRemaining() []*RemainingLease {
@@ -2890,7 +3088,7 @@ type RemainingLease struct {
 
 func (x *RemainingLease) Reset() {
 	*x = RemainingLease{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[32]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +3100,7 @@ func (x *RemainingLease) String() string {
 func (*RemainingLease) ProtoMessage() {}
 
 func (x *RemainingLease) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[32]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +3113,7 @@ func (x *RemainingLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemainingLease.ProtoReflect.Descriptor instead.
 func (*RemainingLease) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{32}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RemainingLease) GetStepId() string {
@@ -2956,7 +3154,7 @@ type GetDependencyResultsRequest struct {
 
 func (x *GetDependencyResultsRequest) Reset() {
 	*x = GetDependencyResultsRequest{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[33]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2968,7 +3166,7 @@ func (x *GetDependencyResultsRequest) String() string {
 func (*GetDependencyResultsRequest) ProtoMessage() {}
 
 func (x *GetDependencyResultsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[33]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2981,7 +3179,7 @@ func (x *GetDependencyResultsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDependencyResultsRequest.ProtoReflect.Descriptor instead.
 func (*GetDependencyResultsRequest) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{33}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetDependencyResultsRequest) GetLeaseToken() string {
@@ -3025,7 +3223,7 @@ type GetDependencyResultsResponse struct {
 
 func (x *GetDependencyResultsResponse) Reset() {
 	*x = GetDependencyResultsResponse{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[34]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3037,7 +3235,7 @@ func (x *GetDependencyResultsResponse) String() string {
 func (*GetDependencyResultsResponse) ProtoMessage() {}
 
 func (x *GetDependencyResultsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[34]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3050,7 +3248,7 @@ func (x *GetDependencyResultsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDependencyResultsResponse.ProtoReflect.Descriptor instead.
 func (*GetDependencyResultsResponse) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{34}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetDependencyResultsResponse) GetResults() []*DependencyResult {
@@ -3080,7 +3278,7 @@ type DependencyResult struct {
 
 func (x *DependencyResult) Reset() {
 	*x = DependencyResult{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[35]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3092,7 +3290,7 @@ func (x *DependencyResult) String() string {
 func (*DependencyResult) ProtoMessage() {}
 
 func (x *DependencyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[35]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3105,7 +3303,7 @@ func (x *DependencyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DependencyResult.ProtoReflect.Descriptor instead.
 func (*DependencyResult) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{35}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DependencyResult) GetStepName() string {
@@ -3139,7 +3337,7 @@ type ListWorkersRequest struct {
 
 func (x *ListWorkersRequest) Reset() {
 	*x = ListWorkersRequest{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[36]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3151,7 +3349,7 @@ func (x *ListWorkersRequest) String() string {
 func (*ListWorkersRequest) ProtoMessage() {}
 
 func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[36]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3164,7 +3362,7 @@ func (x *ListWorkersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersRequest.ProtoReflect.Descriptor instead.
 func (*ListWorkersRequest) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{36}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListWorkersRequest) GetNamespace() string {
@@ -3208,7 +3406,7 @@ type ListWorkersResponse struct {
 
 func (x *ListWorkersResponse) Reset() {
 	*x = ListWorkersResponse{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[37]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3220,7 +3418,7 @@ func (x *ListWorkersResponse) String() string {
 func (*ListWorkersResponse) ProtoMessage() {}
 
 func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[37]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3233,7 +3431,7 @@ func (x *ListWorkersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWorkersResponse.ProtoReflect.Descriptor instead.
 func (*ListWorkersResponse) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{37}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListWorkersResponse) GetWorkers() []*Worker {
@@ -3283,7 +3481,7 @@ type Worker struct {
 
 func (x *Worker) Reset() {
 	*x = Worker{}
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[38]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3295,7 +3493,7 @@ func (x *Worker) String() string {
 func (*Worker) ProtoMessage() {}
 
 func (x *Worker) ProtoReflect() protoreflect.Message {
-	mi := &file_tasker_v1_worker_service_proto_msgTypes[38]
+	mi := &file_tasker_v1_worker_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3308,7 +3506,7 @@ func (x *Worker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Worker.ProtoReflect.Descriptor instead.
 func (*Worker) Descriptor() ([]byte, []int) {
-	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{38}
+	return file_tasker_v1_worker_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Worker) GetWorkerId() string {
@@ -3442,7 +3640,7 @@ const file_tasker_v1_worker_service_proto_rawDesc = "" +
 	"serverTime\x12*\n" +
 	"\x11lost_lease_tokens\x18\x04 \x03(\tR\x0flostLeaseTokens\x12\"\n" +
 	"\fcapabilities\x18\x05 \x03(\tR\fcapabilities\x12\x1b\n" +
-	"\tin_flight\x18\x06 \x01(\x05R\binFlight\"\x8e\t\n" +
+	"\tin_flight\x18\x06 \x01(\x05R\binFlight\"\xa8\t\n" +
 	"\tReadyStep\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x17\n" +
 	"\atask_id\x18\x02 \x01(\tR\x06taskId\x12\x17\n" +
@@ -3473,7 +3671,8 @@ const file_tasker_v1_worker_service_proto_rawDesc = "" +
 	"\rtrace_context\x18\x16 \x01(\v2\x17.tasker.v1.TraceContextR\ftraceContext\x12:\n" +
 	"\vrun_timeout\x18\x17 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"runTimeout\x128\n" +
-	"\x06labels\x18\x18 \x03(\v2 .tasker.v1.ReadyStep.LabelsEntryR\x06labels\x1aD\n" +
+	"\x06labels\x18\x18 \x03(\v2 .tasker.v1.ReadyStep.LabelsEntryR\x06labels\x12\x18\n" +
+	"\acircuit\x18\x19 \x01(\tR\acircuit\x1aD\n" +
 	"\x16DependencyResultsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -3498,11 +3697,12 @@ const file_tasker_v1_worker_service_proto_rawDesc = "" +
 	"\x0eServerDraining\x12@\n" +
 	"\x0egrace_duration\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\rgraceDuration\"H\n" +
 	"\x0eDispatchNotice\x126\n" +
-	"\bblockers\x18\x01 \x03(\v2\x1a.tasker.v1.DispatchBlockerR\bblockers\"\x8f\x01\n" +
+	"\bblockers\x18\x01 \x03(\v2\x1a.tasker.v1.DispatchBlockerR\bblockers\"\xa9\x01\n" +
 	"\x0fDispatchBlocker\x12\x18\n" +
 	"\ahandler\x18\x01 \x01(\tR\ahandler\x120\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x18.tasker.v1.BlockerReasonR\x06reason\x120\n" +
-	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xf0\a\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x18\n" +
+	"\acircuit\x18\x04 \x01(\tR\acircuit\"\xf0\a\n" +
 	"\x15PollReadyStepsRequest\x12;\n" +
 	"\tnamespace\x18\x01 \x01(\tB\x1d\xbaH\x1a\xd8\x01\x01r\x152\x13^[a-z0-9._-]{1,63}$R\tnamespace\x122\n" +
 	"\tworker_id\x18\x02 \x01(\tB\x15\xbaH\x12r\x10 \x01(\xff\x012\t^\\P{Cc}+$R\bworkerId\x126\n" +
@@ -3536,7 +3736,7 @@ const file_tasker_v1_worker_service_proto_rawDesc = "" +
 	"\vserver_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"serverTime\x12\"\n" +
 	"\fcapabilities\x18\x05 \x03(\tR\fcapabilities\x12\x1b\n" +
-	"\tin_flight\x18\x06 \x01(\x05R\binFlight\"\xf0\x02\n" +
+	"\tin_flight\x18\x06 \x01(\x05R\binFlight\"\xbd\x03\n" +
 	"\x17ReportStepResultRequest\x12+\n" +
 	"\vlease_token\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\xff\x01R\n" +
@@ -3544,12 +3744,21 @@ const file_tasker_v1_worker_service_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\v2\x16.tasker.v1.StepSuccessH\x00R\asuccess\x12N\n" +
 	"\x11permanent_failure\x18\x03 \x01(\v2\x1f.tasker.v1.StepPermanentFailureH\x00R\x10permanentFailure\x12N\n" +
 	"\x11retryable_failure\x18\x04 \x01(\v2\x1f.tasker.v1.StepRetryableFailureH\x00R\x10retryableFailure\x12<\n" +
-	"\frun_duration\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vrunDurationB\x10\n" +
-	"\aoutcome\x12\x05\xbaH\x02\b\x01J\x04\b\x06\x10\a\"'\n" +
+	"\frun_duration\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vrunDuration\x12K\n" +
+	"\fobservations\x18\a \x03(\v2\x1d.tasker.v1.CircuitObservationB\b\xbaH\x05\x92\x01\x02\x10\x10R\fobservationsB\x10\n" +
+	"\aoutcome\x12\x05\xbaH\x02\b\x01J\x04\b\x06\x10\a\"\xf6\x02\n" +
+	"\x12CircuitObservation\x12G\n" +
+	"\acircuit\x18\x01 \x01(\tB-\xbaH*r( \x01(\xff\x012!^[\\p{L}\\p{N}_][\\p{L}\\p{N}_.:/-]*$R\acircuit\x12 \n" +
+	"\x05calls\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\x90N(\x01R\x05calls\x12*\n" +
+	"\ffailed_calls\x18\x03 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\vfailedCalls\x12&\n" +
+	"\n" +
+	"slow_calls\x18\x04 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\tslowCalls:\xa0\x01\xbaH\x9c\x01\x1a\x99\x01\n" +
+	" circuit_observation.within_calls\x123failed_calls and slow_calls must not be above calls\x1a@this.failed_calls <= this.calls && this.slow_calls <= this.calls\"'\n" +
 	"\vStepSuccess\x12\x18\n" +
 	"\aresults\x18\x01 \x01(\tR\aresults\"D\n" +
 	"\x14StepPermanentFailure\x12,\n" +
-	"\afailure\x18\x01 \x01(\v2\x12.tasker.v1.FailureR\afailure\"\x97\x03\n" +
+	"\afailure\x18\x01 \x01(\v2\x12.tasker.v1.FailureR\afailure\"\xc9\x03\n" +
 	"\x14StepRetryableFailure\x12,\n" +
 	"\afailure\x18\x01 \x01(\v2\x12.tasker.v1.FailureR\afailure\x12N\n" +
 	"\vretry_after\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
@@ -3560,7 +3769,8 @@ const file_tasker_v1_worker_service_proto_rawDesc = "" +
 	"\x05reach\x18\x05 \x01(\x0e2\x10.tasker.v1.ReachB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05reach\x12?\n" +
 	"\n" +
 	"accounting\x18\x06 \x01(\x0e2\x15.tasker.v1.AccountingB\b\xbaH\x05\x82\x01\x02\x10\x01R\n" +
-	"accountingB\f\n" +
+	"accounting\x120\n" +
+	"\x05blame\x18\b \x01(\x0e2\x10.tasker.v1.BlameB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05blameB\f\n" +
 	"\n" +
 	"retry_hintJ\x04\b\a\x10\b\"\xb4\x03\n" +
 	"\x18ReportStepResultResponse\x12+\n" +
@@ -3697,18 +3907,30 @@ const file_tasker_v1_worker_service_proto_rawDesc = "" +
 	"\x17REVOKE_REASON_TIMED_OUT\x10\x02\x12#\n" +
 	"\x1fREVOKE_REASON_DEADLINE_EXCEEDED\x10\x03\x12\x1a\n" +
 	"\x16REVOKE_REASON_OPERATOR\x10\x04\x12\x1c\n" +
-	"\x18REVOKE_REASON_LEASE_LOST\x10\x05*\xb1\x01\n" +
+	"\x18REVOKE_REASON_LEASE_LOST\x10\x05*\xdb\x02\n" +
 	"\rBlockerReason\x12\x1e\n" +
 	"\x1aBLOCKER_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cBLOCKER_REASON_NOTHING_READY\x10\x01\x12\x1a\n" +
 	"\x16BLOCKER_REASON_NOT_DUE\x10\x02\x12 \n" +
 	"\x1cBLOCKER_REASON_HANDLER_LIMIT\x10\x03\x12\x1a\n" +
-	"\x16BLOCKER_REASON_DRAINED\x10\x04\"\x04\b\x05\x10\t*A\n" +
+	"\x16BLOCKER_REASON_DRAINED\x10\x04\x12\x1f\n" +
+	"\x1bBLOCKER_REASON_CIRCUIT_OPEN\x10\n" +
+	"\x12\"\n" +
+	"\x1eBLOCKER_REASON_CIRCUIT_PROBING\x10\v\x12 \n" +
+	"\x1cBLOCKER_REASON_CIRCUIT_LIMIT\x10\f\x12\x1f\n" +
+	"\x1bBLOCKER_REASON_CIRCUIT_HELD\x10\r\x12 \n" +
+	"\x1cBLOCKER_REASON_WORKER_BARRED\x10\x0e\"\x04\b\x05\x10\t*A\n" +
 	"\x05Reach\x12\x15\n" +
 	"\x11REACH_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
 	"REACH_STEP\x10\x01\x12\x11\n" +
-	"\rREACH_CIRCUIT\x10\x02*S\n" +
+	"\rREACH_CIRCUIT\x10\x02*V\n" +
+	"\x05Blame\x12\x15\n" +
+	"\x11BLAME_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10BLAME_DEPENDENCY\x10\x01\x12\x10\n" +
+	"\fBLAME_WORKER\x10\x02\x12\x0e\n" +
+	"\n" +
+	"BLAME_STEP\x10\x03*S\n" +
 	"\n" +
 	"Accounting\x12\x1a\n" +
 	"\x16ACCOUNTING_UNSPECIFIED\x10\x00\x12\x14\n" +
@@ -3740,172 +3962,176 @@ func file_tasker_v1_worker_service_proto_rawDescGZIP() []byte {
 	return file_tasker_v1_worker_service_proto_rawDescData
 }
 
-var file_tasker_v1_worker_service_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_tasker_v1_worker_service_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_tasker_v1_worker_service_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_tasker_v1_worker_service_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_tasker_v1_worker_service_proto_goTypes = []any{
 	(RevokeReason)(0),                      // 0: tasker.v1.RevokeReason
 	(BlockerReason)(0),                     // 1: tasker.v1.BlockerReason
 	(Reach)(0),                             // 2: tasker.v1.Reach
-	(Accounting)(0),                        // 3: tasker.v1.Accounting
-	(*ReadyStepsRequest)(nil),              // 4: tasker.v1.ReadyStepsRequest
-	(*HandlerSubscription)(nil),            // 5: tasker.v1.HandlerSubscription
-	(*ReadyStepsResponse)(nil),             // 6: tasker.v1.ReadyStepsResponse
-	(*SessionOpened)(nil),                  // 7: tasker.v1.SessionOpened
-	(*ReadyStep)(nil),                      // 8: tasker.v1.ReadyStep
-	(*PreviousFailure)(nil),                // 9: tasker.v1.PreviousFailure
-	(*LeaseRevoked)(nil),                   // 10: tasker.v1.LeaseRevoked
-	(*StreamHeartbeat)(nil),                // 11: tasker.v1.StreamHeartbeat
-	(*ServerDraining)(nil),                 // 12: tasker.v1.ServerDraining
-	(*DispatchNotice)(nil),                 // 13: tasker.v1.DispatchNotice
-	(*DispatchBlocker)(nil),                // 14: tasker.v1.DispatchBlocker
-	(*PollReadyStepsRequest)(nil),          // 15: tasker.v1.PollReadyStepsRequest
-	(*PollReadyStepsResponse)(nil),         // 16: tasker.v1.PollReadyStepsResponse
-	(*ReportStepResultRequest)(nil),        // 17: tasker.v1.ReportStepResultRequest
-	(*StepSuccess)(nil),                    // 18: tasker.v1.StepSuccess
-	(*StepPermanentFailure)(nil),           // 19: tasker.v1.StepPermanentFailure
-	(*StepRetryableFailure)(nil),           // 20: tasker.v1.StepRetryableFailure
-	(*ReportStepResultResponse)(nil),       // 21: tasker.v1.ReportStepResultResponse
-	(*ReportedStep)(nil),                   // 22: tasker.v1.ReportedStep
-	(*BatchReportStepResultsRequest)(nil),  // 23: tasker.v1.BatchReportStepResultsRequest
-	(*BatchReportStepResultsResponse)(nil), // 24: tasker.v1.BatchReportStepResultsResponse
-	(*BatchReportStepResultsEntry)(nil),    // 25: tasker.v1.BatchReportStepResultsEntry
-	(*HeartbeatStepsRequest)(nil),          // 26: tasker.v1.HeartbeatStepsRequest
-	(*StepHeartbeat)(nil),                  // 27: tasker.v1.StepHeartbeat
-	(*HeartbeatStepsResponse)(nil),         // 28: tasker.v1.HeartbeatStepsResponse
-	(*HeartbeatStepsEntry)(nil),            // 29: tasker.v1.HeartbeatStepsEntry
-	(*ReleaseStepsRequest)(nil),            // 30: tasker.v1.ReleaseStepsRequest
-	(*StepRelease)(nil),                    // 31: tasker.v1.StepRelease
-	(*ReleaseStepsResponse)(nil),           // 32: tasker.v1.ReleaseStepsResponse
-	(*ReleaseStepsEntry)(nil),              // 33: tasker.v1.ReleaseStepsEntry
-	(*DrainWorkerRequest)(nil),             // 34: tasker.v1.DrainWorkerRequest
-	(*DrainWorkerResponse)(nil),            // 35: tasker.v1.DrainWorkerResponse
-	(*RemainingLease)(nil),                 // 36: tasker.v1.RemainingLease
-	(*GetDependencyResultsRequest)(nil),    // 37: tasker.v1.GetDependencyResultsRequest
-	(*GetDependencyResultsResponse)(nil),   // 38: tasker.v1.GetDependencyResultsResponse
-	(*DependencyResult)(nil),               // 39: tasker.v1.DependencyResult
-	(*ListWorkersRequest)(nil),             // 40: tasker.v1.ListWorkersRequest
-	(*ListWorkersResponse)(nil),            // 41: tasker.v1.ListWorkersResponse
-	(*Worker)(nil),                         // 42: tasker.v1.Worker
-	nil,                                    // 43: tasker.v1.ReadyStepsRequest.LabelsEntry
-	nil,                                    // 44: tasker.v1.ReadyStep.DependencyResultsEntry
-	nil,                                    // 45: tasker.v1.ReadyStep.LabelsEntry
-	nil,                                    // 46: tasker.v1.PollReadyStepsRequest.LabelsEntry
-	nil,                                    // 47: tasker.v1.Worker.LabelsEntry
-	(*durationpb.Duration)(nil),            // 48: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),          // 49: google.protobuf.Timestamp
-	(*TraceContext)(nil),                   // 50: tasker.v1.TraceContext
-	(DispatchOutcome)(0),                   // 51: tasker.v1.DispatchOutcome
-	(*Failure)(nil),                        // 52: tasker.v1.Failure
-	(DelaySource)(0),                       // 53: tasker.v1.DelaySource
-	(StepState)(0),                         // 54: tasker.v1.StepState
-	(ParkedReason)(0),                      // 55: tasker.v1.ParkedReason
-	(*EntryStatus)(nil),                    // 56: tasker.v1.EntryStatus
+	(Blame)(0),                             // 3: tasker.v1.Blame
+	(Accounting)(0),                        // 4: tasker.v1.Accounting
+	(*ReadyStepsRequest)(nil),              // 5: tasker.v1.ReadyStepsRequest
+	(*HandlerSubscription)(nil),            // 6: tasker.v1.HandlerSubscription
+	(*ReadyStepsResponse)(nil),             // 7: tasker.v1.ReadyStepsResponse
+	(*SessionOpened)(nil),                  // 8: tasker.v1.SessionOpened
+	(*ReadyStep)(nil),                      // 9: tasker.v1.ReadyStep
+	(*PreviousFailure)(nil),                // 10: tasker.v1.PreviousFailure
+	(*LeaseRevoked)(nil),                   // 11: tasker.v1.LeaseRevoked
+	(*StreamHeartbeat)(nil),                // 12: tasker.v1.StreamHeartbeat
+	(*ServerDraining)(nil),                 // 13: tasker.v1.ServerDraining
+	(*DispatchNotice)(nil),                 // 14: tasker.v1.DispatchNotice
+	(*DispatchBlocker)(nil),                // 15: tasker.v1.DispatchBlocker
+	(*PollReadyStepsRequest)(nil),          // 16: tasker.v1.PollReadyStepsRequest
+	(*PollReadyStepsResponse)(nil),         // 17: tasker.v1.PollReadyStepsResponse
+	(*ReportStepResultRequest)(nil),        // 18: tasker.v1.ReportStepResultRequest
+	(*CircuitObservation)(nil),             // 19: tasker.v1.CircuitObservation
+	(*StepSuccess)(nil),                    // 20: tasker.v1.StepSuccess
+	(*StepPermanentFailure)(nil),           // 21: tasker.v1.StepPermanentFailure
+	(*StepRetryableFailure)(nil),           // 22: tasker.v1.StepRetryableFailure
+	(*ReportStepResultResponse)(nil),       // 23: tasker.v1.ReportStepResultResponse
+	(*ReportedStep)(nil),                   // 24: tasker.v1.ReportedStep
+	(*BatchReportStepResultsRequest)(nil),  // 25: tasker.v1.BatchReportStepResultsRequest
+	(*BatchReportStepResultsResponse)(nil), // 26: tasker.v1.BatchReportStepResultsResponse
+	(*BatchReportStepResultsEntry)(nil),    // 27: tasker.v1.BatchReportStepResultsEntry
+	(*HeartbeatStepsRequest)(nil),          // 28: tasker.v1.HeartbeatStepsRequest
+	(*StepHeartbeat)(nil),                  // 29: tasker.v1.StepHeartbeat
+	(*HeartbeatStepsResponse)(nil),         // 30: tasker.v1.HeartbeatStepsResponse
+	(*HeartbeatStepsEntry)(nil),            // 31: tasker.v1.HeartbeatStepsEntry
+	(*ReleaseStepsRequest)(nil),            // 32: tasker.v1.ReleaseStepsRequest
+	(*StepRelease)(nil),                    // 33: tasker.v1.StepRelease
+	(*ReleaseStepsResponse)(nil),           // 34: tasker.v1.ReleaseStepsResponse
+	(*ReleaseStepsEntry)(nil),              // 35: tasker.v1.ReleaseStepsEntry
+	(*DrainWorkerRequest)(nil),             // 36: tasker.v1.DrainWorkerRequest
+	(*DrainWorkerResponse)(nil),            // 37: tasker.v1.DrainWorkerResponse
+	(*RemainingLease)(nil),                 // 38: tasker.v1.RemainingLease
+	(*GetDependencyResultsRequest)(nil),    // 39: tasker.v1.GetDependencyResultsRequest
+	(*GetDependencyResultsResponse)(nil),   // 40: tasker.v1.GetDependencyResultsResponse
+	(*DependencyResult)(nil),               // 41: tasker.v1.DependencyResult
+	(*ListWorkersRequest)(nil),             // 42: tasker.v1.ListWorkersRequest
+	(*ListWorkersResponse)(nil),            // 43: tasker.v1.ListWorkersResponse
+	(*Worker)(nil),                         // 44: tasker.v1.Worker
+	nil,                                    // 45: tasker.v1.ReadyStepsRequest.LabelsEntry
+	nil,                                    // 46: tasker.v1.ReadyStep.DependencyResultsEntry
+	nil,                                    // 47: tasker.v1.ReadyStep.LabelsEntry
+	nil,                                    // 48: tasker.v1.PollReadyStepsRequest.LabelsEntry
+	nil,                                    // 49: tasker.v1.Worker.LabelsEntry
+	(*durationpb.Duration)(nil),            // 50: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),          // 51: google.protobuf.Timestamp
+	(*TraceContext)(nil),                   // 52: tasker.v1.TraceContext
+	(DispatchOutcome)(0),                   // 53: tasker.v1.DispatchOutcome
+	(*Failure)(nil),                        // 54: tasker.v1.Failure
+	(DelaySource)(0),                       // 55: tasker.v1.DelaySource
+	(StepState)(0),                         // 56: tasker.v1.StepState
+	(ParkedReason)(0),                      // 57: tasker.v1.ParkedReason
+	(*EntryStatus)(nil),                    // 58: tasker.v1.EntryStatus
 }
 var file_tasker_v1_worker_service_proto_depIdxs = []int32{
-	5,  // 0: tasker.v1.ReadyStepsRequest.handlers:type_name -> tasker.v1.HandlerSubscription
-	43, // 1: tasker.v1.ReadyStepsRequest.labels:type_name -> tasker.v1.ReadyStepsRequest.LabelsEntry
-	48, // 2: tasker.v1.ReadyStepsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	48, // 3: tasker.v1.ReadyStepsRequest.delivery_timeout:type_name -> google.protobuf.Duration
-	7,  // 4: tasker.v1.ReadyStepsResponse.opened:type_name -> tasker.v1.SessionOpened
-	8,  // 5: tasker.v1.ReadyStepsResponse.step:type_name -> tasker.v1.ReadyStep
-	10, // 6: tasker.v1.ReadyStepsResponse.revoked:type_name -> tasker.v1.LeaseRevoked
-	11, // 7: tasker.v1.ReadyStepsResponse.heartbeat:type_name -> tasker.v1.StreamHeartbeat
-	12, // 8: tasker.v1.ReadyStepsResponse.draining:type_name -> tasker.v1.ServerDraining
-	13, // 9: tasker.v1.ReadyStepsResponse.notice:type_name -> tasker.v1.DispatchNotice
-	48, // 10: tasker.v1.SessionOpened.heartbeat_interval:type_name -> google.protobuf.Duration
-	48, // 11: tasker.v1.SessionOpened.delivery_timeout:type_name -> google.protobuf.Duration
-	49, // 12: tasker.v1.SessionOpened.server_time:type_name -> google.protobuf.Timestamp
-	49, // 13: tasker.v1.ReadyStep.lease_expires_at:type_name -> google.protobuf.Timestamp
-	48, // 14: tasker.v1.ReadyStep.heartbeat_by:type_name -> google.protobuf.Duration
-	49, // 15: tasker.v1.ReadyStep.deadline:type_name -> google.protobuf.Timestamp
-	44, // 16: tasker.v1.ReadyStep.dependency_results:type_name -> tasker.v1.ReadyStep.DependencyResultsEntry
-	9,  // 17: tasker.v1.ReadyStep.previous_failure:type_name -> tasker.v1.PreviousFailure
-	50, // 18: tasker.v1.ReadyStep.trace_context:type_name -> tasker.v1.TraceContext
-	48, // 19: tasker.v1.ReadyStep.run_timeout:type_name -> google.protobuf.Duration
-	45, // 20: tasker.v1.ReadyStep.labels:type_name -> tasker.v1.ReadyStep.LabelsEntry
-	51, // 21: tasker.v1.PreviousFailure.outcome:type_name -> tasker.v1.DispatchOutcome
-	52, // 22: tasker.v1.PreviousFailure.failure:type_name -> tasker.v1.Failure
-	49, // 23: tasker.v1.PreviousFailure.ended_at:type_name -> google.protobuf.Timestamp
+	6,  // 0: tasker.v1.ReadyStepsRequest.handlers:type_name -> tasker.v1.HandlerSubscription
+	45, // 1: tasker.v1.ReadyStepsRequest.labels:type_name -> tasker.v1.ReadyStepsRequest.LabelsEntry
+	50, // 2: tasker.v1.ReadyStepsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	50, // 3: tasker.v1.ReadyStepsRequest.delivery_timeout:type_name -> google.protobuf.Duration
+	8,  // 4: tasker.v1.ReadyStepsResponse.opened:type_name -> tasker.v1.SessionOpened
+	9,  // 5: tasker.v1.ReadyStepsResponse.step:type_name -> tasker.v1.ReadyStep
+	11, // 6: tasker.v1.ReadyStepsResponse.revoked:type_name -> tasker.v1.LeaseRevoked
+	12, // 7: tasker.v1.ReadyStepsResponse.heartbeat:type_name -> tasker.v1.StreamHeartbeat
+	13, // 8: tasker.v1.ReadyStepsResponse.draining:type_name -> tasker.v1.ServerDraining
+	14, // 9: tasker.v1.ReadyStepsResponse.notice:type_name -> tasker.v1.DispatchNotice
+	50, // 10: tasker.v1.SessionOpened.heartbeat_interval:type_name -> google.protobuf.Duration
+	50, // 11: tasker.v1.SessionOpened.delivery_timeout:type_name -> google.protobuf.Duration
+	51, // 12: tasker.v1.SessionOpened.server_time:type_name -> google.protobuf.Timestamp
+	51, // 13: tasker.v1.ReadyStep.lease_expires_at:type_name -> google.protobuf.Timestamp
+	50, // 14: tasker.v1.ReadyStep.heartbeat_by:type_name -> google.protobuf.Duration
+	51, // 15: tasker.v1.ReadyStep.deadline:type_name -> google.protobuf.Timestamp
+	46, // 16: tasker.v1.ReadyStep.dependency_results:type_name -> tasker.v1.ReadyStep.DependencyResultsEntry
+	10, // 17: tasker.v1.ReadyStep.previous_failure:type_name -> tasker.v1.PreviousFailure
+	52, // 18: tasker.v1.ReadyStep.trace_context:type_name -> tasker.v1.TraceContext
+	50, // 19: tasker.v1.ReadyStep.run_timeout:type_name -> google.protobuf.Duration
+	47, // 20: tasker.v1.ReadyStep.labels:type_name -> tasker.v1.ReadyStep.LabelsEntry
+	53, // 21: tasker.v1.PreviousFailure.outcome:type_name -> tasker.v1.DispatchOutcome
+	54, // 22: tasker.v1.PreviousFailure.failure:type_name -> tasker.v1.Failure
+	51, // 23: tasker.v1.PreviousFailure.ended_at:type_name -> google.protobuf.Timestamp
 	0,  // 24: tasker.v1.LeaseRevoked.reason:type_name -> tasker.v1.RevokeReason
-	49, // 25: tasker.v1.StreamHeartbeat.server_time:type_name -> google.protobuf.Timestamp
-	48, // 26: tasker.v1.ServerDraining.grace_duration:type_name -> google.protobuf.Duration
-	14, // 27: tasker.v1.DispatchNotice.blockers:type_name -> tasker.v1.DispatchBlocker
+	51, // 25: tasker.v1.StreamHeartbeat.server_time:type_name -> google.protobuf.Timestamp
+	50, // 26: tasker.v1.ServerDraining.grace_duration:type_name -> google.protobuf.Duration
+	15, // 27: tasker.v1.DispatchNotice.blockers:type_name -> tasker.v1.DispatchBlocker
 	1,  // 28: tasker.v1.DispatchBlocker.reason:type_name -> tasker.v1.BlockerReason
-	49, // 29: tasker.v1.DispatchBlocker.until:type_name -> google.protobuf.Timestamp
-	5,  // 30: tasker.v1.PollReadyStepsRequest.handlers:type_name -> tasker.v1.HandlerSubscription
-	46, // 31: tasker.v1.PollReadyStepsRequest.labels:type_name -> tasker.v1.PollReadyStepsRequest.LabelsEntry
-	48, // 32: tasker.v1.PollReadyStepsRequest.wait_duration:type_name -> google.protobuf.Duration
-	48, // 33: tasker.v1.PollReadyStepsRequest.delivery_timeout:type_name -> google.protobuf.Duration
-	8,  // 34: tasker.v1.PollReadyStepsResponse.steps:type_name -> tasker.v1.ReadyStep
-	14, // 35: tasker.v1.PollReadyStepsResponse.blockers:type_name -> tasker.v1.DispatchBlocker
-	49, // 36: tasker.v1.PollReadyStepsResponse.server_time:type_name -> google.protobuf.Timestamp
-	18, // 37: tasker.v1.ReportStepResultRequest.success:type_name -> tasker.v1.StepSuccess
-	19, // 38: tasker.v1.ReportStepResultRequest.permanent_failure:type_name -> tasker.v1.StepPermanentFailure
-	20, // 39: tasker.v1.ReportStepResultRequest.retryable_failure:type_name -> tasker.v1.StepRetryableFailure
-	48, // 40: tasker.v1.ReportStepResultRequest.run_duration:type_name -> google.protobuf.Duration
-	52, // 41: tasker.v1.StepPermanentFailure.failure:type_name -> tasker.v1.Failure
-	52, // 42: tasker.v1.StepRetryableFailure.failure:type_name -> tasker.v1.Failure
-	48, // 43: tasker.v1.StepRetryableFailure.retry_after:type_name -> google.protobuf.Duration
-	49, // 44: tasker.v1.StepRetryableFailure.retry_at:type_name -> google.protobuf.Timestamp
-	2,  // 45: tasker.v1.StepRetryableFailure.reach:type_name -> tasker.v1.Reach
-	3,  // 46: tasker.v1.StepRetryableFailure.accounting:type_name -> tasker.v1.Accounting
-	22, // 47: tasker.v1.ReportStepResultResponse.step:type_name -> tasker.v1.ReportedStep
-	48, // 48: tasker.v1.ReportStepResultResponse.applied_delay:type_name -> google.protobuf.Duration
-	53, // 49: tasker.v1.ReportStepResultResponse.delay_source:type_name -> tasker.v1.DelaySource
-	49, // 50: tasker.v1.ReportStepResultResponse.next_retry_at:type_name -> google.protobuf.Timestamp
-	2,  // 51: tasker.v1.ReportStepResultResponse.applied_reach:type_name -> tasker.v1.Reach
-	54, // 52: tasker.v1.ReportedStep.state:type_name -> tasker.v1.StepState
-	55, // 53: tasker.v1.ReportedStep.parked_reason:type_name -> tasker.v1.ParkedReason
-	17, // 54: tasker.v1.BatchReportStepResultsRequest.reports:type_name -> tasker.v1.ReportStepResultRequest
-	25, // 55: tasker.v1.BatchReportStepResultsResponse.entries:type_name -> tasker.v1.BatchReportStepResultsEntry
-	56, // 56: tasker.v1.BatchReportStepResultsEntry.status:type_name -> tasker.v1.EntryStatus
-	21, // 57: tasker.v1.BatchReportStepResultsEntry.result:type_name -> tasker.v1.ReportStepResultResponse
-	27, // 58: tasker.v1.HeartbeatStepsRequest.heartbeats:type_name -> tasker.v1.StepHeartbeat
-	29, // 59: tasker.v1.HeartbeatStepsResponse.entries:type_name -> tasker.v1.HeartbeatStepsEntry
-	49, // 60: tasker.v1.HeartbeatStepsResponse.server_time:type_name -> google.protobuf.Timestamp
-	56, // 61: tasker.v1.HeartbeatStepsEntry.status:type_name -> tasker.v1.EntryStatus
-	49, // 62: tasker.v1.HeartbeatStepsEntry.lease_expires_at:type_name -> google.protobuf.Timestamp
-	48, // 63: tasker.v1.HeartbeatStepsEntry.heartbeat_by:type_name -> google.protobuf.Duration
-	49, // 64: tasker.v1.HeartbeatStepsEntry.deadline:type_name -> google.protobuf.Timestamp
-	0,  // 65: tasker.v1.HeartbeatStepsEntry.revoke_reason:type_name -> tasker.v1.RevokeReason
-	31, // 66: tasker.v1.ReleaseStepsRequest.releases:type_name -> tasker.v1.StepRelease
-	48, // 67: tasker.v1.StepRelease.delay:type_name -> google.protobuf.Duration
-	33, // 68: tasker.v1.ReleaseStepsResponse.entries:type_name -> tasker.v1.ReleaseStepsEntry
-	56, // 69: tasker.v1.ReleaseStepsEntry.status:type_name -> tasker.v1.EntryStatus
-	49, // 70: tasker.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Timestamp
-	36, // 71: tasker.v1.DrainWorkerResponse.remaining:type_name -> tasker.v1.RemainingLease
-	49, // 72: tasker.v1.RemainingLease.expires_at:type_name -> google.protobuf.Timestamp
-	39, // 73: tasker.v1.GetDependencyResultsResponse.results:type_name -> tasker.v1.DependencyResult
-	42, // 74: tasker.v1.ListWorkersResponse.workers:type_name -> tasker.v1.Worker
-	5,  // 75: tasker.v1.Worker.handlers:type_name -> tasker.v1.HandlerSubscription
-	47, // 76: tasker.v1.Worker.labels:type_name -> tasker.v1.Worker.LabelsEntry
-	49, // 77: tasker.v1.Worker.opened_at:type_name -> google.protobuf.Timestamp
-	49, // 78: tasker.v1.Worker.seen_at:type_name -> google.protobuf.Timestamp
-	49, // 79: tasker.v1.Worker.drained_at:type_name -> google.protobuf.Timestamp
-	49, // 80: tasker.v1.Worker.closed_at:type_name -> google.protobuf.Timestamp
-	4,  // 81: tasker.v1.WorkerService.ReadySteps:input_type -> tasker.v1.ReadyStepsRequest
-	15, // 82: tasker.v1.WorkerService.PollReadySteps:input_type -> tasker.v1.PollReadyStepsRequest
-	17, // 83: tasker.v1.WorkerService.ReportStepResult:input_type -> tasker.v1.ReportStepResultRequest
-	23, // 84: tasker.v1.WorkerService.BatchReportStepResults:input_type -> tasker.v1.BatchReportStepResultsRequest
-	26, // 85: tasker.v1.WorkerService.HeartbeatSteps:input_type -> tasker.v1.HeartbeatStepsRequest
-	30, // 86: tasker.v1.WorkerService.ReleaseSteps:input_type -> tasker.v1.ReleaseStepsRequest
-	34, // 87: tasker.v1.WorkerService.DrainWorker:input_type -> tasker.v1.DrainWorkerRequest
-	37, // 88: tasker.v1.WorkerService.GetDependencyResults:input_type -> tasker.v1.GetDependencyResultsRequest
-	40, // 89: tasker.v1.WorkerService.ListWorkers:input_type -> tasker.v1.ListWorkersRequest
-	6,  // 90: tasker.v1.WorkerService.ReadySteps:output_type -> tasker.v1.ReadyStepsResponse
-	16, // 91: tasker.v1.WorkerService.PollReadySteps:output_type -> tasker.v1.PollReadyStepsResponse
-	21, // 92: tasker.v1.WorkerService.ReportStepResult:output_type -> tasker.v1.ReportStepResultResponse
-	24, // 93: tasker.v1.WorkerService.BatchReportStepResults:output_type -> tasker.v1.BatchReportStepResultsResponse
-	28, // 94: tasker.v1.WorkerService.HeartbeatSteps:output_type -> tasker.v1.HeartbeatStepsResponse
-	32, // 95: tasker.v1.WorkerService.ReleaseSteps:output_type -> tasker.v1.ReleaseStepsResponse
-	35, // 96: tasker.v1.WorkerService.DrainWorker:output_type -> tasker.v1.DrainWorkerResponse
-	38, // 97: tasker.v1.WorkerService.GetDependencyResults:output_type -> tasker.v1.GetDependencyResultsResponse
-	41, // 98: tasker.v1.WorkerService.ListWorkers:output_type -> tasker.v1.ListWorkersResponse
-	90, // [90:99] is the sub-list for method output_type
-	81, // [81:90] is the sub-list for method input_type
-	81, // [81:81] is the sub-list for extension type_name
-	81, // [81:81] is the sub-list for extension extendee
-	0,  // [0:81] is the sub-list for field type_name
+	51, // 29: tasker.v1.DispatchBlocker.until:type_name -> google.protobuf.Timestamp
+	6,  // 30: tasker.v1.PollReadyStepsRequest.handlers:type_name -> tasker.v1.HandlerSubscription
+	48, // 31: tasker.v1.PollReadyStepsRequest.labels:type_name -> tasker.v1.PollReadyStepsRequest.LabelsEntry
+	50, // 32: tasker.v1.PollReadyStepsRequest.wait_duration:type_name -> google.protobuf.Duration
+	50, // 33: tasker.v1.PollReadyStepsRequest.delivery_timeout:type_name -> google.protobuf.Duration
+	9,  // 34: tasker.v1.PollReadyStepsResponse.steps:type_name -> tasker.v1.ReadyStep
+	15, // 35: tasker.v1.PollReadyStepsResponse.blockers:type_name -> tasker.v1.DispatchBlocker
+	51, // 36: tasker.v1.PollReadyStepsResponse.server_time:type_name -> google.protobuf.Timestamp
+	20, // 37: tasker.v1.ReportStepResultRequest.success:type_name -> tasker.v1.StepSuccess
+	21, // 38: tasker.v1.ReportStepResultRequest.permanent_failure:type_name -> tasker.v1.StepPermanentFailure
+	22, // 39: tasker.v1.ReportStepResultRequest.retryable_failure:type_name -> tasker.v1.StepRetryableFailure
+	50, // 40: tasker.v1.ReportStepResultRequest.run_duration:type_name -> google.protobuf.Duration
+	19, // 41: tasker.v1.ReportStepResultRequest.observations:type_name -> tasker.v1.CircuitObservation
+	54, // 42: tasker.v1.StepPermanentFailure.failure:type_name -> tasker.v1.Failure
+	54, // 43: tasker.v1.StepRetryableFailure.failure:type_name -> tasker.v1.Failure
+	50, // 44: tasker.v1.StepRetryableFailure.retry_after:type_name -> google.protobuf.Duration
+	51, // 45: tasker.v1.StepRetryableFailure.retry_at:type_name -> google.protobuf.Timestamp
+	2,  // 46: tasker.v1.StepRetryableFailure.reach:type_name -> tasker.v1.Reach
+	4,  // 47: tasker.v1.StepRetryableFailure.accounting:type_name -> tasker.v1.Accounting
+	3,  // 48: tasker.v1.StepRetryableFailure.blame:type_name -> tasker.v1.Blame
+	24, // 49: tasker.v1.ReportStepResultResponse.step:type_name -> tasker.v1.ReportedStep
+	50, // 50: tasker.v1.ReportStepResultResponse.applied_delay:type_name -> google.protobuf.Duration
+	55, // 51: tasker.v1.ReportStepResultResponse.delay_source:type_name -> tasker.v1.DelaySource
+	51, // 52: tasker.v1.ReportStepResultResponse.next_retry_at:type_name -> google.protobuf.Timestamp
+	2,  // 53: tasker.v1.ReportStepResultResponse.applied_reach:type_name -> tasker.v1.Reach
+	56, // 54: tasker.v1.ReportedStep.state:type_name -> tasker.v1.StepState
+	57, // 55: tasker.v1.ReportedStep.parked_reason:type_name -> tasker.v1.ParkedReason
+	18, // 56: tasker.v1.BatchReportStepResultsRequest.reports:type_name -> tasker.v1.ReportStepResultRequest
+	27, // 57: tasker.v1.BatchReportStepResultsResponse.entries:type_name -> tasker.v1.BatchReportStepResultsEntry
+	58, // 58: tasker.v1.BatchReportStepResultsEntry.status:type_name -> tasker.v1.EntryStatus
+	23, // 59: tasker.v1.BatchReportStepResultsEntry.result:type_name -> tasker.v1.ReportStepResultResponse
+	29, // 60: tasker.v1.HeartbeatStepsRequest.heartbeats:type_name -> tasker.v1.StepHeartbeat
+	31, // 61: tasker.v1.HeartbeatStepsResponse.entries:type_name -> tasker.v1.HeartbeatStepsEntry
+	51, // 62: tasker.v1.HeartbeatStepsResponse.server_time:type_name -> google.protobuf.Timestamp
+	58, // 63: tasker.v1.HeartbeatStepsEntry.status:type_name -> tasker.v1.EntryStatus
+	51, // 64: tasker.v1.HeartbeatStepsEntry.lease_expires_at:type_name -> google.protobuf.Timestamp
+	50, // 65: tasker.v1.HeartbeatStepsEntry.heartbeat_by:type_name -> google.protobuf.Duration
+	51, // 66: tasker.v1.HeartbeatStepsEntry.deadline:type_name -> google.protobuf.Timestamp
+	0,  // 67: tasker.v1.HeartbeatStepsEntry.revoke_reason:type_name -> tasker.v1.RevokeReason
+	33, // 68: tasker.v1.ReleaseStepsRequest.releases:type_name -> tasker.v1.StepRelease
+	50, // 69: tasker.v1.StepRelease.delay:type_name -> google.protobuf.Duration
+	35, // 70: tasker.v1.ReleaseStepsResponse.entries:type_name -> tasker.v1.ReleaseStepsEntry
+	58, // 71: tasker.v1.ReleaseStepsEntry.status:type_name -> tasker.v1.EntryStatus
+	51, // 72: tasker.v1.DrainWorkerRequest.deadline:type_name -> google.protobuf.Timestamp
+	38, // 73: tasker.v1.DrainWorkerResponse.remaining:type_name -> tasker.v1.RemainingLease
+	51, // 74: tasker.v1.RemainingLease.expires_at:type_name -> google.protobuf.Timestamp
+	41, // 75: tasker.v1.GetDependencyResultsResponse.results:type_name -> tasker.v1.DependencyResult
+	44, // 76: tasker.v1.ListWorkersResponse.workers:type_name -> tasker.v1.Worker
+	6,  // 77: tasker.v1.Worker.handlers:type_name -> tasker.v1.HandlerSubscription
+	49, // 78: tasker.v1.Worker.labels:type_name -> tasker.v1.Worker.LabelsEntry
+	51, // 79: tasker.v1.Worker.opened_at:type_name -> google.protobuf.Timestamp
+	51, // 80: tasker.v1.Worker.seen_at:type_name -> google.protobuf.Timestamp
+	51, // 81: tasker.v1.Worker.drained_at:type_name -> google.protobuf.Timestamp
+	51, // 82: tasker.v1.Worker.closed_at:type_name -> google.protobuf.Timestamp
+	5,  // 83: tasker.v1.WorkerService.ReadySteps:input_type -> tasker.v1.ReadyStepsRequest
+	16, // 84: tasker.v1.WorkerService.PollReadySteps:input_type -> tasker.v1.PollReadyStepsRequest
+	18, // 85: tasker.v1.WorkerService.ReportStepResult:input_type -> tasker.v1.ReportStepResultRequest
+	25, // 86: tasker.v1.WorkerService.BatchReportStepResults:input_type -> tasker.v1.BatchReportStepResultsRequest
+	28, // 87: tasker.v1.WorkerService.HeartbeatSteps:input_type -> tasker.v1.HeartbeatStepsRequest
+	32, // 88: tasker.v1.WorkerService.ReleaseSteps:input_type -> tasker.v1.ReleaseStepsRequest
+	36, // 89: tasker.v1.WorkerService.DrainWorker:input_type -> tasker.v1.DrainWorkerRequest
+	39, // 90: tasker.v1.WorkerService.GetDependencyResults:input_type -> tasker.v1.GetDependencyResultsRequest
+	42, // 91: tasker.v1.WorkerService.ListWorkers:input_type -> tasker.v1.ListWorkersRequest
+	7,  // 92: tasker.v1.WorkerService.ReadySteps:output_type -> tasker.v1.ReadyStepsResponse
+	17, // 93: tasker.v1.WorkerService.PollReadySteps:output_type -> tasker.v1.PollReadyStepsResponse
+	23, // 94: tasker.v1.WorkerService.ReportStepResult:output_type -> tasker.v1.ReportStepResultResponse
+	26, // 95: tasker.v1.WorkerService.BatchReportStepResults:output_type -> tasker.v1.BatchReportStepResultsResponse
+	30, // 96: tasker.v1.WorkerService.HeartbeatSteps:output_type -> tasker.v1.HeartbeatStepsResponse
+	34, // 97: tasker.v1.WorkerService.ReleaseSteps:output_type -> tasker.v1.ReleaseStepsResponse
+	37, // 98: tasker.v1.WorkerService.DrainWorker:output_type -> tasker.v1.DrainWorkerResponse
+	40, // 99: tasker.v1.WorkerService.GetDependencyResults:output_type -> tasker.v1.GetDependencyResultsResponse
+	43, // 100: tasker.v1.WorkerService.ListWorkers:output_type -> tasker.v1.ListWorkersResponse
+	92, // [92:101] is the sub-list for method output_type
+	83, // [83:92] is the sub-list for method input_type
+	83, // [83:83] is the sub-list for extension type_name
+	83, // [83:83] is the sub-list for extension extendee
+	0,  // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_tasker_v1_worker_service_proto_init() }
@@ -3931,20 +4157,20 @@ func file_tasker_v1_worker_service_proto_init() {
 		(*ReportStepResultRequest_PermanentFailure)(nil),
 		(*ReportStepResultRequest_RetryableFailure)(nil),
 	}
-	file_tasker_v1_worker_service_proto_msgTypes[16].OneofWrappers = []any{
+	file_tasker_v1_worker_service_proto_msgTypes[17].OneofWrappers = []any{
 		(*StepRetryableFailure_RetryAfter)(nil),
 		(*StepRetryableFailure_RetryAt)(nil),
 		(*StepRetryableFailure_RetryAfterHeader)(nil),
 	}
-	file_tasker_v1_worker_service_proto_msgTypes[23].OneofWrappers = []any{}
-	file_tasker_v1_worker_service_proto_msgTypes[36].OneofWrappers = []any{}
+	file_tasker_v1_worker_service_proto_msgTypes[24].OneofWrappers = []any{}
+	file_tasker_v1_worker_service_proto_msgTypes[37].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tasker_v1_worker_service_proto_rawDesc), len(file_tasker_v1_worker_service_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   44,
+			NumEnums:      5,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -114,7 +114,7 @@ type WorkerServiceClient interface {
 	//
 	// Retrying is always safe, on any server, after UNAVAILABLE, DEADLINE_EXCEEDED or a broken connection: the same token with
 	// the same outcome is answered OK with already_recorded, however much later, even when the step has since run again. Two
-	// outcomes are the same when everything but run_duration is.
+	// outcomes are the same when everything but run_duration and observations is.
 	//
 	// Whether a report is accepted is decided by its token, never by a clock: a late report whose step nobody else was given in
 	// the meantime counts. One whose step was given away, has ended, timed out, was cancelled or reset is LEASE_LOST, and what it
@@ -359,7 +359,7 @@ type WorkerServiceServer interface {
 	//
 	// Retrying is always safe, on any server, after UNAVAILABLE, DEADLINE_EXCEEDED or a broken connection: the same token with
 	// the same outcome is answered OK with already_recorded, however much later, even when the step has since run again. Two
-	// outcomes are the same when everything but run_duration is.
+	// outcomes are the same when everything but run_duration and observations is.
 	//
 	// Whether a report is accepted is decided by its token, never by a clock: a late report whose step nobody else was given in
 	// the meantime counts. One whose step was given away, has ended, timed out, was cancelled or reset is LEASE_LOST, and what it
