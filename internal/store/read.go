@@ -161,6 +161,7 @@ func scanStep(row pgx.CollectableRow) (v task.StepView, err error) {
 	var (
 		taskID                              int64
 		code, circuit, parkedReason         *string
+		waitingFor                          *string
 		results, checkpoint, handlerConfig  *string
 		workerID, instanceID                *string
 		leaseDispatch                       *int
@@ -170,7 +171,7 @@ func scanStep(row pgx.CollectableRow) (v task.StepView, err error) {
 	err = row.Scan(&v.ID, &taskID, &v.Name, &v.State, &v.DependenciesSatisfied, &v.RetryEligible, &v.ReadyForExecution, &v.BlockedBy,
 		&v.TotalParents, &v.CompletedParents, &v.Attempts, &v.RetryLimit, &v.Dispatches, &v.LostLeases, &v.Epoch,
 		&v.NextRetryAt, &v.LastFailureAt, &v.LastAttemptedAt, &v.LastStartedAt, &v.BackoffRequest, &code, &circuit,
-		&v.Handler, &v.Priority, &parkedReason,
+		&waitingFor, &v.WaitingUntil, &v.Handler, &v.Priority, &parkedReason,
 		&failure.code, &failure.message, &failure.class, &failure.status, &failure.stack, &failure.details,
 		&workerID, &instanceID, &leaseDispatch, &grantedAt, &confirmedAt, &leaseExpiry, &v.EndedAt, &v.DependsOn,
 		&results, &checkpoint, &handlerConfig)
@@ -178,6 +179,7 @@ func scanStep(row pgx.CollectableRow) (v task.StepView, err error) {
 		return v, err
 	}
 	v.ErrorCode, v.Circuit, v.ParkedReason = deref(code), deref(circuit), deref(parkedReason)
+	v.WaitingFor = deref(waitingFor)
 	v.Results, v.Checkpoint, v.HandlerConfig = deref(results), deref(checkpoint), deref(handlerConfig)
 	if v.LastFailureAt != nil {
 		v.LastFailure = failure.failure()

@@ -6,7 +6,7 @@ select
   readiness.completed_parents, readiness.attempts, readiness.retry_limit, readiness.dispatches, readiness.lost_leases,
   readiness.epoch, readiness.next_retry_at, readiness.last_failure_at, readiness.last_attempted_at, readiness.last_started_at,
   make_interval(secs => readiness.backoff_request_seconds::float8) as backoff_request, readiness.error_code, readiness.circuit,
-  lane.handler, lane.priority::int as priority, parked.reason::text as parked_reason,
+  readiness.waiting_for, readiness.waiting_until, lane.handler, lane.priority::int as priority, parked.reason::text as parked_reason,
   failure.error_code as failure_code, failure.message, failure.error_class, failure.http_status, failure.stack_trace,
   failure.details,
   session.worker_id, session.instance_id, lease.dispatches as lease_dispatch, lease.granted_at, lease.confirmed_at,
