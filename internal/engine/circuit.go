@@ -115,7 +115,7 @@ func (e *Engine) HoldCircuit(ctx context.Context, namespace, name string, h task
 	}
 	now := e.clock.database(time.Now())
 	if h.Until != nil && (!h.Until.After(now) || !h.Until.After(h.From)) {
-		return nil, task.Invalid("until", "a hold ends in the future, and after it begins")
+		return nil, task.Invalid("ends_at", "a hold ends in the future, and after it begins")
 	}
 	return e.onCircuit(ctx, namespaceID, namespace, name, func(id int32) error { return e.store.HoldCircuit(ctx, id, h) })
 }
