@@ -71,7 +71,8 @@ type circuitKey struct {
 
 // CircuitDefaults reads a namespace's default policy, as a circuit without a name.
 func (e *Engine) CircuitDefaults(ctx context.Context, namespace string) (*task.Circuit, error) {
-	id, err := e.namespace(ctx, namespace)
+	// A namespace that nobody has used yet has no row, and sets nothing.
+	id, _, err := e.findNamespace(ctx, namespace)
 	if err != nil {
 		return nil, err
 	}
