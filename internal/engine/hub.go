@@ -80,8 +80,10 @@ var weights = [4]int{8, 4, 2, 1}
 const fullLookEvery = 250 * time.Millisecond
 
 func newHub(e *Engine, id int32, draining bool) *hub {
-	h := &hub{e: e, id: id, draining: draining, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}, claimRoom: minClaim,
-		running: map[*flush]bool{}, large: make(chan struct{}, maxLargeSubmits)}
+	h := &hub{
+		e: e, id: id, draining: draining, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}, claimRoom: minClaim,
+		running: map[*flush]bool{}, large: make(chan struct{}, maxLargeSubmits),
+	}
 	h.work = sync.NewCond(&h.mu)
 	for range flushers {
 		e.workers.Go(h.flushLoop)
