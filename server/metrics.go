@@ -72,7 +72,7 @@ var (
 	submittedDesc = desc("tasks_submitted_total", "Tasks that this server stored.")
 	reportedDesc  = desc("reports_total", "Results that this server took.")
 	grantedDesc   = desc("dispatches_total", "Leases that this server granted.")
-	flushesDesc   = desc("flushes_total", "Transactions in which this server recorded results and granted leases. Results and leases over transactions is the batch size.")
+	flushesDesc   = desc("flushes_total", "Transactions in which this server stored tasks, recorded results and granted leases. Results and leases over transactions is the batch size.")
 	flushTimeDesc = desc("flush_seconds_total", "Time spent in these transactions.")
 	expiredDesc   = desc("expired_leases_total", "Leases that this server ended because their time was up.")
 	vacuumsDesc   = desc("live_table_vacuums_total", "Rounds in which this server cleaned the live tables. None under load: its login does not own them.")

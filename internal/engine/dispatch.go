@@ -24,6 +24,8 @@ const flushTimeout = 30 * time.Second
 
 // flush is the work of one transaction.
 type flush struct {
+	began   time.Time
+	submits []*pendingSubmit
 	reports []*pendingReport
 	claim   *store.Claim
 	lanes   []claimedLane
@@ -46,6 +48,37 @@ func (h *hub) flushLoop() {
 			return
 		}
 		h.run(f)
+		h.mu.Lock()
+		delete(h.running, f)
+		h.mu.Unlock()
+	}
+}
+
+// gathered needs h.mu: there is something for the next transaction, and a loop is woken if it may begin.
+func (h *hub) gathered() {
+	if h.mayBegin() {
+		h.work.Signal()
+	}
+}
+
+// mayBegin needs h.mu. It tells whether a transaction may begin beside those that are under way. If none may, one will when
+// the first returns, or when that takes long.
+func (h *hub) mayBegin() bool {
+	for f := range h.running {
+		if len(f.submits)+len(f.reports) > little && time.Since(f.began) < long {
+			h.arm(f.began.Add(long))
+			return false
+		}
+	}
+	return true
+}
+
+// begin needs h.mu.
+func (h *hub) begin(f *flush) {
+	f.began = time.Now()
+	h.running[f] = true
+	if len(h.submits)+len(h.reports) > 0 {
+		h.gathered() // more than one transaction takes
 	}
 }
 
@@ -55,17 +88,25 @@ func (h *hub) next() (*flush, bool) {
 	defer h.mu.Unlock()
 	for {
 		if h.closed {
-			for _, p := range h.reports {
-				p.answer(nil, task.Refuse(task.Draining, "this server is going away").After(time.Second))
+			for _, p := range h.submits {
+				p.answer(store.SubmitAnswer{}, goingAway())
 			}
-			h.reports = nil
+			for _, p := range h.reports {
+				p.answer(nil, goingAway())
+			}
+			h.submits, h.reports = nil, nil
 			return nil, false
 		}
 		h.beat()
+		if !h.mayBegin() {
+			h.work.Wait()
+			continue
+		}
 		f := &flush{}
-		f.reports = h.takeReports()
+		f.submits, f.reports = h.takeSubmits(), h.takeReports()
 		h.plan(f)
-		if len(f.reports) > 0 || f.claim != nil {
+		if len(f.submits) > 0 || len(f.reports) > 0 || f.claim != nil {
+			h.begin(f)
 			return f, true
 		}
 		h.work.Wait()
@@ -107,8 +148,9 @@ func (h *hub) plan(f *flush) {
 	if h.draining || len(h.sessions) == 0 || time.Now().Before(h.pause) {
 		return
 	}
+	h.expect(f.submits)
 	restore := h.anticipate(f.reports)
-	perLane := h.fillSlots(len(f.reports) > 0, max(h.claimRoom, min(2*len(f.reports), maxClaim)))
+	perLane := h.fillSlots(len(f.reports) > 0, max(h.claimRoom, min(2*max(len(f.submits), len(f.reports)), maxClaim)))
 	restore()
 	if len(perLane) == 0 {
 		return
@@ -137,6 +179,23 @@ func (h *hub) plan(f *flush) {
 		})
 	}
 	slices.SortFunc(f.claim.Sessions, func(a, b store.SessionFence) int { return cmp.Compare(a.SessionID, b.SessionID) })
+}
+
+// expect needs h.mu: tasks that are about to be stored put steps into the lanes of their roots.
+func (h *hub) expect(submits []*pendingSubmit) {
+	for _, p := range submits {
+		if p.task.NotBefore != nil {
+			continue
+		}
+		for i, id := range p.task.Lanes {
+			if len(p.task.Steps[i].Parents) > 0 {
+				continue
+			}
+			if x := h.lanes[id]; x != nil && !x.claiming {
+				x.hot = true
+			}
+		}
+	}
 }
 
 // anticipate needs h.mu: it forgets the leases that reports will conclude, until restore is called.
@@ -286,12 +345,17 @@ func (h *hub) run(f *flush) {
 	for i, p := range f.reports {
 		reports[i] = *p.report
 	}
+	tasks := make([]store.NewTask, len(f.submits))
+	for i, p := range f.submits {
+		tasks[i] = p.task
+	}
 	start := time.Now()
-	flushed, err := h.e.store.Flush(ctx, h.id, reports, f.claim)
+	flushed, err := h.e.store.Turn(ctx, h.id, tasks, reports, f.claim)
 	h.e.stats.flush(len(reports), len(flushed.Grants), time.Since(start))
+	h.e.stats.stored(flushed.Submitted, err)
 	if err != nil {
 		h.release(f, nil, nil)
-		h.fail(ctx, f.reports, err)
+		h.fail(ctx, f, err)
 		return
 	}
 	h.release(f, flushed.Grants, flushed.Gates)
@@ -305,6 +369,9 @@ func (h *hub) run(f *flush) {
 	if len(told) > 0 {
 		h.e.notifier.add(store.Change{Circuits: told})
 		h.e.pingCircuitWatches()
+	}
+	for i, p := range f.submits {
+		p.answer(flushed.Submitted[i], nil)
 	}
 	for i, p := range f.reports {
 		switch a := flushed.Answers[i]; {
@@ -324,33 +391,45 @@ func (f *flush) unmet(wakes []store.Wake, grants []store.Grant) []store.Wake {
 	if f.claim == nil || len(grants) == 0 {
 		return wakes
 	}
-	found := map[int32]int{}
+	found, woken := map[int32]int{}, map[int32]int{}
 	for _, g := range grants {
 		found[g.LaneID]++
+	}
+	for _, w := range wakes {
+		woken[w.LaneID] += w.Count
 	}
 	return slices.DeleteFunc(wakes, func(w store.Wake) bool {
 		for i, l := range f.claim.Lanes {
 			if l.LaneID == w.LaneID {
 				n := found[l.LaneID]
-				return w.DueAt == nil && n < f.lanes[i].count && n >= w.Count && w.Seq > l.After
+				return w.DueAt == nil && n < f.lanes[i].count && n >= woken[w.LaneID] && w.Seq > l.After
 			}
 		}
 		return false
 	})
 }
 
-// fail answers reports whose transaction failed. A value that the database refuses must not fail its neighbours: the
-// batch is halved until it stands alone.
-func (h *hub) fail(ctx context.Context, reports []*pendingReport, err error) {
+// fail answers tasks and reports whose transaction failed. A value that the database refuses must not fail its neighbours:
+// the batch is split, the tasks from the reports and then by half, until it stands alone.
+func (h *hub) fail(ctx context.Context, f *flush, err error) {
 	var refused *task.Error
 	if !store.DataError(err) && !errors.As(err, &refused) {
 		h.troubled(ctx, err)
 	}
-	if store.DataError(err) && len(reports) > 1 {
-		half := len(reports) / 2
-		h.run(&flush{reports: reports[:half]})
-		h.run(&flush{reports: reports[half:]})
+	submits, reports := f.submits, f.reports
+	if len(submits) > 0 && len(reports) > 0 && (store.DataError(err) || refused != nil) {
+		h.run(&flush{submits: submits})
+		h.run(&flush{reports: reports})
 		return
+	}
+	if n := len(submits) + len(reports); n > 1 && store.DataError(err) {
+		s, r := len(submits)/2, len(reports)/2
+		h.run(&flush{submits: submits[:s], reports: reports[:r]})
+		h.run(&flush{submits: submits[s:], reports: reports[r:]})
+		return
+	}
+	for _, p := range submits {
+		p.answer(store.SubmitAnswer{}, err)
 	}
 	for _, p := range reports {
 		p.answer(nil, err)

@@ -1,7 +1,7 @@
 // Package engine holds the use cases: one method a verb. It decides when to look; what is true and what happens is
 // decided by the database (migrations/ and internal/store).
 //
-// The nouns: a hub is one namespace on this server. It batches the reports of its workers and the claims for them into
+// The nouns: a hub is one namespace on this server. It batches submits, the reports of its workers and the claims for them into
 // shared transactions: while one is under way the next one's work gathers, and it starts when the last one returns. A
 // session is a worker process whose leases this server grants; a stream or a poll is how its steps reach it. A lane is
 // hot while there may be something to claim in it.

@@ -9,9 +9,15 @@ import (
 	"github.com/taskerhq/tasker/internal/task"
 )
 
-// flushers is how many transactions of one hub may be under way at once: while one waits for its commit to be durable,
-// the other one's statements run.
-const flushers = 2
+// flushers is how many transactions of one hub may be under way at once. A second one begins beside a first that carries
+// little, so that nobody waits where there is little to do, or that takes long, as where the disk is slow or a row is locked:
+// while one waits, the other one's statements run. Otherwise what gathers waits for the first to return, since one
+// transaction of twice the size costs less than two.
+const (
+	flushers = 2
+	little   = 8 // tasks and reports
+	long     = 10 * time.Millisecond
+)
 
 // hub is one namespace on this server.
 type hub struct {
@@ -20,7 +26,6 @@ type hub struct {
 
 	mu       sync.Mutex
 	work     *sync.Cond // something to flush, or the end
-	stored   *sync.Cond // something to submit, or the end
 	draining bool       // no grants any more
 	closed   bool
 
@@ -36,6 +41,8 @@ type hub struct {
 
 	reports []*pendingReport
 	submits []*pendingSubmit
+	running map[*flush]bool // under way
+	large   chan struct{}   // a place for each large submit under way
 	streams int
 	polls   int // that wait
 
@@ -77,11 +84,13 @@ var weights = [4]int{8, 4, 2, 1}
 const fullLookEvery = 250 * time.Millisecond
 
 func newHub(e *Engine, id int32, draining bool) *hub {
-	h := &hub{e: e, id: id, draining: draining, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}, gates: map[int32]*gate{}, claimRoom: minClaim}
-	h.work, h.stored = sync.NewCond(&h.mu), sync.NewCond(&h.mu)
+	h := &hub{
+		e: e, id: id, draining: draining, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}, gates: map[int32]*gate{}, claimRoom: minClaim,
+		running: map[*flush]bool{}, large: make(chan struct{}, maxLargeSubmits),
+	}
+	h.work = sync.NewCond(&h.mu)
 	for range flushers {
 		e.workers.Go(h.flushLoop)
-		e.workers.Go(h.submitLoop)
 	}
 	return h
 }
@@ -95,7 +104,6 @@ func (h *hub) shut() {
 		h.timer.Stop()
 	}
 	h.work.Broadcast()
-	h.stored.Broadcast()
 }
 
 func (h *hub) drain() {

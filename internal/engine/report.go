@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"time"
 
 	"github.com/taskerhq/tasker/internal/task"
 )
@@ -87,11 +86,11 @@ func (h *hub) enqueue(p *pendingReport) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.closed {
-		p.answer(nil, task.Refuse(task.Draining, "this server is going away").After(time.Second))
+		p.answer(nil, goingAway())
 		return
 	}
 	h.reports = append(h.reports, p)
-	h.work.Signal()
+	h.gathered()
 }
 
 // late decides a report whose lease is gone, beside the batches: it is rare, and must not hold them up.

@@ -3,6 +3,8 @@ package engine
 import (
 	"sync/atomic"
 	"time"
+
+	"github.com/taskerhq/tasker/internal/store"
 )
 
 // counters count what the engine did since it was made.
@@ -16,6 +18,20 @@ func (c *counters) flush(reports, grants int, took time.Duration) {
 	c.reported.Add(int64(reports))
 	c.granted.Add(int64(grants))
 	c.flushTime.Add(int64(took))
+}
+
+// stored counts the tasks that a transaction stored.
+func (c *counters) stored(answers []store.SubmitAnswer, err error) {
+	if err != nil {
+		return
+	}
+	n := 0
+	for _, a := range answers {
+		if a.Refused == nil && !a.AlreadySubmitted {
+			n++
+		}
+	}
+	c.submitted.Add(int64(n))
 }
 
 // Stats is a reading of what the engine did and holds.

@@ -3,21 +3,31 @@ package engine
 import (
 	"bytes"
 	"context"
+	"slices"
 	"time"
 
 	"github.com/taskerhq/tasker/internal/store"
 	"github.com/taskerhq/tasker/internal/task"
 )
 
-// Bounds of one submit transaction.
+// Bounds of the tasks that share a transaction with reports, which wait for it.
 const (
-	maxSubmitTasks = 500
-	maxSubmitSteps = 10_000
+	maxSubmits     = 500
+	maxSubmitSteps = 1000
+)
+
+// A task of more steps or bytes than these is large: it has a transaction of its own, so that it holds up neither reports nor
+// other tasks. Of a namespace, two of them are under way at a time.
+const (
+	largeSteps      = 100
+	largeBytes      = 64 << 10
+	maxLargeSubmits = 2
 )
 
 // pendingSubmit is a task that waits for its transaction.
 type pendingSubmit struct {
 	task store.NewTask
+	size int               // bytes
 	done chan submitAnswer // buffered
 }
 
@@ -26,8 +36,15 @@ type submitAnswer struct {
 	err error
 }
 
-// Submit stores tasks of one namespace; they are stored when it returns. Single tasks of concurrent calls share
-// transactions. With allOrNothing the tasks have a transaction of their own, and one refusal stores none.
+func (p *pendingSubmit) answer(a store.SubmitAnswer, err error) { p.done <- submitAnswer{a, err} }
+
+func goingAway() error {
+	return task.Refuse(task.Draining, "this server is going away").After(time.Second)
+}
+
+// Submit stores tasks of one namespace; they are stored when it returns. Tasks of concurrent calls share transactions with
+// each other and with reports, unless they are large. With allOrNothing the tasks have a transaction of their own, and one
+// refusal stores none.
 func (e *Engine) Submit(ctx context.Context, subs []*task.Submission, allOrNothing bool) ([]store.SubmitAnswer, error) {
 	namespaceID, err := e.namespace(ctx, subs[0].Namespace)
 	if err != nil {
@@ -42,18 +59,21 @@ func (e *Engine) Submit(ctx context.Context, subs []*task.Submission, allOrNothi
 		return nil, err
 	}
 	if allOrNothing {
-		// Not the caller's context: a commit under way is never cancelled.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
-		defer cancel()
-		answers, change, err := e.store.Submit(ctx, namespaceID, tasks, true)
-		if err == nil {
-			e.changed(change)
+		return e.submitAlone(ctx, namespaceID, tasks, true)
+	}
+	if slices.ContainsFunc(tasks, large) {
+		places := e.hub(namespaceID).large
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
-		return answers, err
+		defer func() { <-places }()
+		return e.submitAlone(ctx, namespaceID, tasks, false)
 	}
 	pending := make([]*pendingSubmit, len(tasks))
 	for i, t := range tasks {
-		pending[i] = &pendingSubmit{task: t, done: make(chan submitAnswer, 1)}
+		pending[i] = &pendingSubmit{task: t, size: size(t), done: make(chan submitAnswer, 1)}
 	}
 	e.hub(namespaceID).enqueueSubmits(pending)
 	answers := make([]store.SubmitAnswer, len(tasks))
@@ -69,6 +89,31 @@ func (e *Engine) Submit(ctx context.Context, subs []*task.Submission, allOrNothi
 		}
 	}
 	return answers, nil
+}
+
+// large tells whether a task is to have a transaction of its own.
+func large(t store.NewTask) bool { return len(t.Steps) > largeSteps || size(t) > largeBytes }
+
+// size is the payload of a task, in bytes.
+func size(t store.NewTask) int {
+	n := len(t.Context)
+	for i := range t.Steps {
+		n += len(t.Steps[i].HandlerConfig)
+	}
+	return n
+}
+
+// submitAlone stores tasks in a transaction of their own.
+func (e *Engine) submitAlone(ctx context.Context, namespaceID int32, tasks []store.NewTask, allOrNothing bool) ([]store.SubmitAnswer, error) {
+	// Not the caller's context: a commit under way is never cancelled.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	answers, change, err := e.store.Submit(ctx, namespaceID, tasks, allOrNothing)
+	e.stats.stored(answers, err)
+	if err == nil {
+		e.changed(change)
+	}
+	return answers, err
 }
 
 // Submitted finds the task that an idempotency key made of a body with this digest; ok is false when there is none.
@@ -106,66 +151,23 @@ func (h *hub) enqueueSubmits(pending []*pendingSubmit) {
 	defer h.mu.Unlock()
 	if h.closed {
 		for _, p := range pending {
-			p.done <- submitAnswer{err: task.Refuse(task.Draining, "this server is going away").After(time.Second)}
+			p.answer(store.SubmitAnswer{}, goingAway())
 		}
 		return
 	}
 	h.submits = append(h.submits, pending...)
-	h.stored.Signal()
+	h.gathered()
 }
 
-// submitLoop stores what has gathered, as flushLoop records reports.
-func (h *hub) submitLoop() {
-	for {
-		h.mu.Lock()
-		for len(h.submits) == 0 && !h.closed {
-			h.stored.Wait()
-		}
-		n, steps := 0, 0
-		for n < len(h.submits) && n < maxSubmitTasks && (n == 0 || steps+len(h.submits[n].task.Steps) <= maxSubmitSteps) {
-			steps += len(h.submits[n].task.Steps)
-			n++
-		}
-		batch := h.submits[:n:n]
-		h.submits = h.submits[n:]
-		closed := h.closed
-		h.mu.Unlock()
-		if closed {
-			for _, p := range batch {
-				p.done <- submitAnswer{err: task.Refuse(task.Draining, "this server is going away").After(time.Second)}
-			}
-			if n == 0 {
-				return
-			}
-			continue
-		}
-		h.storeTasks(batch)
+// takeSubmits needs h.mu.
+func (h *hub) takeSubmits() []*pendingSubmit {
+	n, steps, payload := 0, 0, 0
+	for n < len(h.submits) && n < maxSubmits && steps < maxSubmitSteps && payload < maxBatchBytes {
+		steps += len(h.submits[n].task.Steps)
+		payload += h.submits[n].size
+		n++
 	}
-}
-
-func (h *hub) storeTasks(batch []*pendingSubmit) {
-	ctx, cancel := context.WithTimeout(h.e.background, flushTimeout)
-	defer cancel()
-	tasks := make([]store.NewTask, len(batch))
-	for i, p := range batch {
-		tasks[i] = p.task
-	}
-	answers, change, err := h.e.store.Submit(ctx, h.id, tasks, false)
-	if store.DataError(err) && len(batch) > 1 {
-		// A value that the database refuses must not fail its neighbours.
-		h.storeTasks(batch[:len(batch)/2])
-		h.storeTasks(batch[len(batch)/2:])
-		return
-	}
-	h.e.stats.submitted.Add(int64(len(batch)))
-	if err == nil {
-		h.e.changed(change)
-	}
-	for i, p := range batch {
-		if err != nil {
-			p.done <- submitAnswer{err: err}
-			continue
-		}
-		p.done <- submitAnswer{SubmitAnswer: answers[i]}
-	}
+	taken := h.submits[:n:n]
+	h.submits = h.submits[n:]
+	return taken
 }

@@ -330,7 +330,14 @@ func (x *machine) submit(t *rapid.T) {
 		tasks[i] = &modelTask{id: int64(id), key: pick(x, "key", "", "", "k1", "k2"), digest: pick(x, "digest", "d", "d", "e")}
 		subs[i] = x.drawTask(tasks[i])
 	}
-	answers, change, err := x.s.Submit(ctx, x.ns, subs, all)
+	var answers []store.SubmitAnswer
+	var change store.Change
+	if !all && x.chance("in a turn", 50) {
+		f, turnErr := x.s.Turn(ctx, x.ns, subs, nil, nil)
+		answers, change, err = f.Submitted, f.Change, turnErr
+	} else {
+		answers, change, err = x.s.Submit(ctx, x.ns, subs, all)
+	}
 	x.ok(err)
 	before, refused := map[string]*modelTask{}, false
 	for key, first := range x.keys {

@@ -20,12 +20,13 @@ type Answer struct {
 	Late bool
 }
 
-// Flushed is the outcome of one Flush.
+// Flushed is the outcome of one Turn.
 type Flushed struct {
-	Answers []Answer // in the order of the reports
-	Grants  []Grant
-	Gates   []Gate // of the circuits that the transaction touched
-	Change  Change
+	Submitted []SubmitAnswer // in the order of the tasks
+	Answers   []Answer       // in the order of the reports
+	Grants    []Grant
+	Gates     []Gate // of the circuits that the transaction touched
+	Change    Change
 
 	changedCircuits map[int32]string // id → name
 }
@@ -36,11 +37,17 @@ type stepKey struct {
 	stepNo int
 }
 
-// Flush records the reports of one namespace in one transaction and one round trip, and grants what claim asks for in the
-// same one: steps that the reports woke included. Reports must differ in their tokens. The reports are recorded when Flush returns
-// without an error; those whose lease is gone are answered Late.
-func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Report, claim *Claim) (f Flushed, err error) {
-	if len(reports) == 0 {
+// Flush is Turn without tasks.
+func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Report, claim *Claim) (Flushed, error) {
+	return s.Turn(ctx, namespaceID, nil, reports, claim)
+}
+
+// Turn stores tasks of one namespace, as Submit does, and records reports of it in one transaction and, unless tasks have
+// idempotency keys, one round trip. In the same one it grants what claim asks for: the tasks' roots and steps that the reports
+// woke included. Reports must differ in their tokens. All of it is durable when Turn returns without an error; reports whose
+// lease is gone are answered Late.
+func (s *Store) Turn(ctx context.Context, namespaceID int32, tasks []NewTask, reports []task.Report, claim *Claim) (f Flushed, err error) {
+	if len(tasks) == 0 && len(reports) == 0 {
 		f.Grants, f.Gates, err = s.Claim(ctx, namespaceID, claim)
 		return f, err
 	}
@@ -61,10 +68,18 @@ func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Rep
 	use := reportedCircuits(reports, claim)
 	tries := 0
 	err = s.inPipeline(ctx, func(p *pipeline) error {
-		f = Flushed{Answers: make([]Answer, len(reports))}
+		f = Flushed{Submitted: make([]SubmitAnswer, len(tasks)), Answers: make([]Answer, len(reports))}
+		fresh, _, err := s.claimKeys(ctx, p, namespaceID, tasks, f.Submitted)
+		if err != nil {
+			return err
+		}
 		b := &pgx.Batch{}
 		if len(use) > 0 {
 			s.lockCircuits(b, use)
+		}
+		var createdAt time.Time
+		if len(fresh) > 0 {
+			s.queueSubmit(b, namespaceID, fresh, &createdAt, &f.Change)
 		}
 		// Each of the two statements locks in order, but the two together only if all is locked before. And where heartbeats
 		// move the leases, a statement that waits for one wakes up with an old snapshot: locked before, they are all in the
@@ -85,8 +100,18 @@ func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Rep
 		if len(use) > 0 {
 			s.queueGates(b, use, &f.Gates)
 		}
-		return p.commit(ctx, b, false)
+		if err := p.commit(ctx, b, false); err != nil {
+			return err
+		}
+		stamp(f.Submitted, createdAt)
+		return nil
 	})
+	if len(tasks) > 0 && missingPartition(err) {
+		if err := s.makePartitions(ctx, tasks); err != nil {
+			return Flushed{}, err
+		}
+		return s.Turn(ctx, namespaceID, tasks, reports, claim)
+	}
 	for i := range f.Answers {
 		f.Answers[i].Late = f.Answers[i].Reported == nil
 	}

@@ -100,21 +100,31 @@ func (s *Store) Submit(ctx context.Context, namespaceID int32, tasks []NewTask, 
 		if err := p.commit(ctx, b, false); err != nil {
 			return err
 		}
-		for i := range answers {
-			if answers[i].Refused == nil && !answers[i].AlreadySubmitted {
-				answers[i].CreatedAt = createdAt
-			}
-		}
+		stamp(answers, createdAt)
 		return nil
 	})
 	if missingPartition(err) {
-		// The sequence has run ahead of the partitions: make them and go on.
-		if _, err := s.Cold.Exec(ctx, "select ensure_task_partitions($1, 2)", tasks[0].ID.Number()); err != nil {
+		if err := s.makePartitions(ctx, tasks); err != nil {
 			return nil, Change{}, err
 		}
 		return s.Submit(ctx, namespaceID, tasks, allOrNothing)
 	}
 	return answers, change, err
+}
+
+// makePartitions makes the partitions of tasks whose numbers have run ahead of them.
+func (s *Store) makePartitions(ctx context.Context, tasks []NewTask) error {
+	_, err := s.Cold.Exec(ctx, "select ensure_task_partitions($1, 2)", tasks[0].ID.Number())
+	return err
+}
+
+// stamp tells the tasks that were stored when they were.
+func stamp(answers []SubmitAnswer, createdAt time.Time) {
+	for i := range answers {
+		if answers[i].Refused == nil && !answers[i].AlreadySubmitted {
+			answers[i].CreatedAt = createdAt
+		}
+	}
 }
 
 // missingPartition tells a row that no partition takes. It is a check violation without a constraint's name.
