@@ -24,36 +24,37 @@ as $$
   cross join lateral unnest(together.spans) as span
 $$;
 
--- When the budget of a step ends, its share of the task's deadline included; step 0: the task's deadline itself. NULL: never.
--- A task's deadline stands still while a circuit is shut that a step of it names which has not ended; max_elapsed while the
--- step's own is.
-create or replace function budget_end(of_task bigint, of_step int, first_started_at timestamptz, at timestamptz)
+-- When a task's deadline ends it: put off by the time for which a circuit was shut that a step of it names which had not ended.
+-- NULL: never.
+create or replace function deadline_end(of_task bigint, at timestamptz)
 returns timestamptz
 language sql stable
 as $$
-  select least(
-    (
-      select t.deadline + circuits_shut_for(named.circuit_ids, named.untils, t.created_at)
-      from task t
-      cross join lateral (
-        select array_agg(circuit_id) as circuit_ids, array_agg(until) as untils
-        from (
-          select lane.circuit_id, max(coalesce(step_end.ended_at, at, now())) as until
-          from step
-          join lane on lane.lane_id = step.lane_id
-          left join step_end on step_end.task_id = of_task and step_end.step_no = step.step_no
-          where step.task_id = of_task and lane.circuit_id is not null
-          group by lane.circuit_id
-        ) as by_circuit
-      ) as named
-      where t.task_id = of_task and t.deadline is not null
-    ),
-    (
-      select first_started_at + s.max_elapsed + circuits_shut_for(array[lane.circuit_id], array[coalesce(at, now())], first_started_at)
-      from step s
-      join lane on lane.lane_id = s.lane_id
-      where s.task_id = of_task and s.step_no = of_step and s.max_elapsed is not null
-    ))
+  select t.deadline + circuits_shut_for(named.circuit_ids, named.untils, t.created_at)
+  from task t
+  cross join lateral (
+    select array_agg(circuit_id) as circuit_ids, array_agg(until) as untils
+    from (
+      select lane.circuit_id, max(coalesce(step_end.ended_at, at, now())) as until
+      from step
+      join lane on lane.lane_id = step.lane_id
+      left join step_end on step_end.task_id = of_task and step_end.step_no = step.step_no
+      where step.task_id = of_task and lane.circuit_id is not null
+      group by lane.circuit_id
+    ) as by_circuit
+  ) as named
+  where t.task_id = of_task and t.deadline is not null
 $$;
-comment on function budget_end(bigint, int, timestamptz, timestamptz) is
-  'When a step''s deadline or max_elapsed ends it, suspended budgets taken into account; step 0: the task''s deadline. NULL: never.';
+comment on function deadline_end(bigint, timestamptz) is 'When a task''s deadline ends it, suspended budgets taken into account. NULL: never.';
+
+-- When max_elapsed ends a step: put off by the time for which its circuit was shut. NULL: never.
+create or replace function elapsed_end(of_task bigint, of_step int, first_started_at timestamptz, at timestamptz)
+returns timestamptz
+language sql stable
+as $$
+  select first_started_at + s.max_elapsed + circuits_shut_for(array[lane.circuit_id], array[coalesce(at, now())], first_started_at)
+  from step s
+  join lane on lane.lane_id = s.lane_id
+  where s.task_id = of_task and s.step_no = of_step and s.max_elapsed is not null
+$$;
+comment on function elapsed_end(bigint, int, timestamptz, timestamptz) is 'When max_elapsed ends a step, suspended budgets taken into account. NULL: never.';

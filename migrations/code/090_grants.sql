@@ -23,7 +23,7 @@ begin
     from pg_proc p
     where p.pronamespace = current_schema()::regnamespace
       and p.proname in ('steps_of_task_at', 'step_readiness_at', 'task_state_at', 'task_execution_at', 'dependency_levels',
-        'circuit_room', 'circuit_admits', 'circuit_waiting', 'circuit_word', 'circuit_until', 'lane_front', 'circuits_shut_for', 'budget_end')
+        'circuit_room', 'circuit_admits', 'circuit_waiting', 'circuit_word', 'circuit_until', 'lane_front', 'circuits_shut_for', 'deadline_end', 'elapsed_end')
   loop
     execute format('alter function %s owner to tasker_owner', object.name);
     execute format('revoke all on function %s from public', object.name);

@@ -75,7 +75,8 @@ granted as materialized (
       else greatest(interval '30 seconds', s.run_timeout + interval '5 seconds') end) as lease_duration,
     t.name as task_name, t.context, t.labels, t.trace_context, gate.generation as circuit_generation, gate.probe,
     -- a budget that seems spent may have been suspended
-    case when budget.raw_end <= coalesce($1, clock_timestamp()) then budget_end(c.task_id, c.step_no, c.first_started_at, $1)
+    case when budget.raw_end <= coalesce($1, clock_timestamp())
+      then least(deadline_end(c.task_id, $1), elapsed_end(c.task_id, c.step_no, c.first_started_at, $1))
       else budget.raw_end end as stop_at
   from candidate c
   left join lateral (select * from gate where gate.circuit_id = c.circuit_id limit 1) gate on true

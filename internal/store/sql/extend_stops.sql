@@ -2,7 +2,7 @@
 -- seems to have ended. A lease that somebody holds is passed by, as lock_expired.sql passes it by.
 -- $1 at timestamptz, $2 task_id bigint[], $3 step_no int[], $4 token uuid[]; sorted by (task_id, step_no): the lock order
 with overdue as materialized (
-  select l.tid, budget_end(l.task_id, l.step_no, l.first_started_at, $1) as stop_at
+  select l.tid, least(deadline_end(l.task_id, $1), elapsed_end(l.task_id, l.step_no, l.first_started_at, $1)) as stop_at
   from unnest($2::bigint[], $3::int[], $4::uuid[]) as expired (task_id, step_no, token)
   cross join lateral (
     select lease.ctid as tid, lease.task_id, lease.step_no, lease.first_started_at

@@ -5,14 +5,14 @@
 with overdue_ready as materialized (
   select ready.ctid as tid, ready.* from ready
   where ready.task_id = $2
-    and ($3 = 0 or ready.step_no = $3 and budget_end($2, $3, ready.first_started_at, $1) <= coalesce($1, now()))
+    and ($3 = 0 or ready.step_no = $3 and elapsed_end($2, $3, ready.first_started_at, $1) <= coalesce($1, now()))
   order by ready.step_no
   for update skip locked
 ),
 overdue_backoff as materialized (
   select backoff.ctid as tid, backoff.* from backoff
   where backoff.task_id = $2
-    and ($3 = 0 or backoff.step_no = $3 and budget_end($2, $3, backoff.first_started_at, $1) <= coalesce($1, now()))
+    and ($3 = 0 or backoff.step_no = $3 and elapsed_end($2, $3, backoff.first_started_at, $1) <= coalesce($1, now()))
   order by backoff.step_no
   for update skip locked
 ),

@@ -1,9 +1,9 @@
 -- Moves a deadline that has passed to where the time that circuits have suspended puts it. Nothing comes back where that has passed
 -- too. $1 at timestamptz, $2 due_at timestamptz, $3 task_id bigint, $4 step_no int
 with put_off as materialized (
-  select case when $4 = 0 then budget_end($3, 0, null, $1)
+  select case when $4 = 0 then deadline_end($3, $1)
     else (
-      select budget_end($3, $4, waits.first_started_at, $1)
+      select elapsed_end($3, $4, waits.first_started_at, $1)
       from (
         select ready.first_started_at from ready where ready.task_id = $3 and ready.step_no = $4
         union all
