@@ -23,7 +23,7 @@ var hotArgs = map[string]string{
 	"fail":         `null, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, '{}'`,
 	"give_back":    `null, '{}', '{}', '{}', '{}', 1`,
 	"heartbeat":    `null, '{}', '{}', 1`,
-	"probe_lanes":  `1, '{h}'`,
+	"probe_lanes":  `1, '{h}', '{1}', '{5}'`,
 }
 
 // leaf rows of a plan that read a big table whole. The lease table is small, and is read whole on purpose by the sweep.
