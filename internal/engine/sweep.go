@@ -34,7 +34,8 @@ func every(ctx context.Context, f func(context.Context) time.Duration) error {
 // ends, or sweepEvery: no lease is shorter than that. As often it looks into the lanes that somebody here subscribes to,
 // whatever wakes were missed, and asks whether tasks wait to be settled that a crash kept from it.
 func (e *Engine) sweepLoop(ctx context.Context) error {
-	var probeAt, wholeAt time.Time
+	var probeAt, wholeAt, leasesAt time.Time
+	var lastTook time.Duration
 	return every(ctx, func(ctx context.Context) time.Duration {
 		rest := sweepEvery
 		if !e.notifier.hears() {
@@ -49,14 +50,22 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 			looks = e.looks(whole)
 			probeAt = began.Add(rest * 8 / 10)
 		}
-		t, err := e.tick(ctx, looks)
-		if whole {
-			wholeAt = began.Add(max(wholeLookEvery, wholeLookShare*time.Since(began)))
+		leases := !began.Before(leasesAt)
+		t, err := e.tick(ctx, looks, leases, whole)
+		switch took := time.Since(began); {
+		case whole:
+			wholeAt = began.Add(max(wholeLookEvery, wholeLookShare*took))
+		case leases:
+			// Of two, since anything may hold up one.
+			if slow := min(took, lastTook); slow > slowLook {
+				leasesAt = time.Now().Add(leaseLookShare * slow)
+			}
+			lastTook = took
 		}
 		if err != nil && looks != nil {
 			// Whatever keeps the lanes from being looked into must not keep leases from ending.
 			e.sweepFailed(ctx, "looking into lanes", err)
-			t, err = e.tick(ctx, nil)
+			t, err = e.tick(ctx, nil, leases, false)
 		}
 		if err != nil {
 			e.sweepFailed(ctx, "looking for what is due", err)
@@ -93,13 +102,23 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 	})
 }
 
-// tickTimeout bounds one look: a whole one reads all dead rows that an old transaction holds.
-const tickTimeout = 2 * time.Second
+const (
+	// wholeTimeout bounds a whole look, which reads all dead rows that an old transaction holds. Leases must end meanwhile.
+	wholeTimeout = 2 * time.Second
+	// A look at all leases that takes longer than slowLook, for the dead ones among them, takes one part in leaseLookShare of the
+	// time: under an old snapshot leases end later rather than that the looks for them use up the database.
+	slowLook       = 100 * time.Millisecond
+	leaseLookShare = 10
+)
 
-func (e *Engine) tick(ctx context.Context, looks map[int32]store.Look) (store.Tick, error) {
-	ctx, cancel := context.WithTimeout(ctx, tickTimeout)
+func (e *Engine) tick(ctx context.Context, looks map[int32]store.Look, leases, whole bool) (store.Tick, error) {
+	timeout := flushTimeout
+	if whole {
+		timeout = wholeTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return e.store.Tick(ctx, looks)
+	return e.store.Tick(ctx, looks, leases)
 }
 
 // looks lists, by namespace, what to look into for the sessions of this server. A whole one begins at each lane's beginning.

@@ -11,7 +11,7 @@ import (
 
 // Tick is what time alone has brought about, and what stands in the lanes that were asked about.
 type Tick struct {
-	ExpiresAt *time.Time // when the next lease ends; nil: nothing runs
+	ExpiresAt *time.Time // when the next lease ends; nil: nothing runs, or it was not asked for
 	At        time.Time  // the clock it was judged by
 	Overdue   bool       // a deadline has passed
 	Parked    bool       // some step is parked: its task may be unsettled
@@ -19,9 +19,10 @@ type Tick struct {
 }
 
 // Tick looks once at what time brings about, and into lanes, by namespace: one round trip, whatever is asked.
-func (s *Store) Tick(ctx context.Context, looks map[int32]Look) (t Tick, err error) {
+// When the next lease ends is told if leases is true: all of them are read for it.
+func (s *Store) Tick(ctx context.Context, looks map[int32]Look, leases bool) (t Tick, err error) {
 	b := &pgx.Batch{}
-	b.Queue(sqlText("tick"), s.at()).QueryRow(func(row pgx.Row) error {
+	b.Queue(sqlText("tick"), s.at(), leases).QueryRow(func(row pgx.Row) error {
 		return row.Scan(&t.ExpiresAt, &t.At, &t.Overdue, &t.Parked)
 	})
 	t.Probed = make(map[int32][]Probed, len(looks))
