@@ -92,13 +92,13 @@ func (h *hub) looked(probes []store.Probed) {
 // cleared heeds that no row stands below first, nil for nowhere, and none will appear up to passed. What the look before
 // cleared is settled.
 func (x *lane) cleared(first *int64, passed int64) {
-	clear := passed
+	upTo := passed
 	if first != nil {
-		clear = min(clear, *first-1)
+		upTo = min(upTo, *first-1)
 	}
 	if first != nil && *first <= x.low {
-		x.low, x.clear = clear, clear // something came back, or what should not be
+		x.low, x.clear = upTo, upTo // something came back, or what should not be
 		return
 	}
-	x.low, x.clear = max(x.low, x.clear), max(x.clear, clear)
+	x.low, x.clear = max(x.low, x.clear), max(x.clear, upTo)
 }
