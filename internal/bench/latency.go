@@ -32,6 +32,15 @@ func (l *latencies) count() int64 {
 	return l.h.TotalCount()
 }
 
+// add counts all that another one has counted.
+func (l *latencies) add(other *latencies) {
+	other.mu.Lock()
+	defer other.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.h.Merge(other.h)
+}
+
 // ms is a percentile in milliseconds.
 func (l *latencies) ms(percentile float64) float64 {
 	l.mu.Lock()

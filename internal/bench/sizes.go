@@ -61,7 +61,7 @@ var usualSizes = sizes{
 	longChains: 5, chainSteps: 300, manyChains: 100, manySteps: 300,
 	fanRounds: 5, wideFan: 9998, narrowFan: 100, fans: 100, fanServers: 4,
 	dueSteps: 100_000, dueMargin: 2 * time.Second,
-	backlogs: []int64{10_000, 1_000_000}, aside: 1_000_000, claimTurns: 20, claims: 20,
+	backlogs: []int64{10_000, 1_000_000}, aside: 1_000_000, claimTurns: 50, claims: 20,
 	oldBefore: 20 * time.Second, oldDuring: time.Minute, oldRate: 5000,
 	idleStreams: 1000, idleWindow: 30 * time.Second, idleSettle: 10 * time.Second,
 	replicas: []int{1, 2, 4}, wakes: 1000, wakeEvery: 10 * time.Millisecond, replicaWindow: 4 * time.Second,

@@ -161,7 +161,7 @@ func (h *hub) plan(f *flush) {
 		l := claimedLane{lane: x.lane, first: len(f.slots), count: len(x.sessions), full: x.lane.full}
 		want := store.LaneWant{LaneID: x.lane.ID, After: x.lane.cursor, Slots: make([]int32, len(x.sessions))}
 		if l.full {
-			want.After = 0
+			want.After = x.lane.low
 		}
 		for i, s := range x.sessions {
 			want.Slots[i] = s.id
@@ -485,7 +485,7 @@ func (h *hub) release(f *flush, grants []store.Grant, gates []store.Gate) {
 		if x.wokenAt > 0 {
 			x.cursor, x.wokenAt = min(x.cursor, x.wokenAt-1), 0
 		}
-		// A look from the beginning that found its fill has not seen all that stands behind the cursor.
+		// A full look that found its fill has not seen all that stands behind the cursor.
 		x.lane.full = x.lane.full || x.full && found[x.ID] == x.count
 		switch {
 		case found[x.ID] == x.count, x.again:
@@ -516,7 +516,7 @@ func (h *hub) release(f *flush, grants []store.Grant, gates []store.Gate) {
 func (h *hub) probeLane(x *lane) {
 	ctx, cancel := context.WithTimeout(h.e.background, flushTimeout)
 	defer cancel()
-	probes, err := h.e.store.ProbeLanes(ctx, h.id, []string{x.Handler})
+	probes, err := h.e.store.ProbeLanes(ctx, h.id, h.lookInto([]string{x.Handler}))
 	if err == nil {
 		h.probed(probes)
 	}

@@ -29,6 +29,9 @@ type hub struct {
 	draining bool       // no grants any more
 	closed   bool
 
+	horizon  horizon
+	lookedAt time.Time
+
 	sessions map[int32]*session
 	lanes    map[int32]*lane
 	handlers map[string]*handler
@@ -59,7 +62,9 @@ type lane struct {
 	claiming bool  // a claim is under way: another one of this server would only skip its rows
 	again    bool  // woken while claiming
 	wokenAt  int64 // the lowest seq woken while claiming; 0: none
-	full     bool  // the next claim looks from the beginning
+	low      int64 // no row stands up to it, and none will but by coming back from a dispatch
+	clear    int64 // the same of the last look, see hub.looked
+	full     bool  // the next claim looks from low
 	unswept  bool  // claimed from since the last full look
 	sweepAt  time.Time
 	dueAt    time.Time // earliest due_at known, by this machine's clock; zero: none known

@@ -168,7 +168,7 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 	if err != nil {
 		return nil, nil, o, err
 	}
-	probed, err := e.store.ProbeLanes(ctx, namespaceID, r.Handlers)
+	probed, err := e.store.ProbeLanes(ctx, namespaceID, h.lookInto(r.Handlers))
 	if err != nil {
 		return nil, nil, o, err
 	}
@@ -331,6 +331,9 @@ func (h *hub) probed(probes []store.Probed) {
 		}
 		if p.Seq != nil {
 			x.rewind(*p.Seq)
+		}
+		if p.Returned != nil {
+			x.rewind(*p.Returned)
 		}
 		if p.DueAt != nil {
 			h.due(x, h.e.clock.local(*p.DueAt))

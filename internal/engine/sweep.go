@@ -34,7 +34,8 @@ func every(ctx context.Context, f func(context.Context) time.Duration) error {
 // ends, or sweepEvery: no lease is shorter than that. As often it looks into the lanes that somebody here subscribes to,
 // whatever wakes were missed, and asks whether tasks wait to be settled that a crash kept from it.
 func (e *Engine) sweepLoop(ctx context.Context) error {
-	var probeAt time.Time
+	var probeAt, wholeAt, leasesAt time.Time
+	var lastTook time.Duration
 	return every(ctx, func(ctx context.Context) time.Duration {
 		rest := sweepEvery
 		if !e.notifier.hears() {
@@ -42,16 +43,29 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 		}
 		// Leases may end much oftener than lanes need to be looked into.
 		probing := !time.Now().Before(probeAt)
-		var handlers map[int32][]string
+		var looks map[int32]store.Look
+		began := time.Now()
+		whole := probing && !began.Before(wholeAt)
 		if probing {
-			handlers = e.subscribed()
-			probeAt = time.Now().Add(rest * 8 / 10)
+			looks = e.looks(whole)
+			probeAt = began.Add(rest * 8 / 10)
 		}
-		t, err := e.tick(ctx, handlers)
-		if err != nil && handlers != nil {
+		leases := !began.Before(leasesAt)
+		t, err := e.tick(ctx, looks, leases, whole)
+		switch took := time.Since(began); {
+		case whole:
+			wholeAt = began.Add(max(wholeLookEvery, wholeLookShare*took))
+		case leases:
+			// Of two, since anything may hold up one.
+			if slow := min(took, lastTook); slow > slowLook {
+				leasesAt = time.Now().Add(leaseLookShare * slow)
+			}
+			lastTook = took
+		}
+		if err != nil && looks != nil {
 			// Whatever keeps the lanes from being looked into must not keep leases from ending.
 			e.sweepFailed(ctx, "looking into lanes", err)
-			t, err = e.tick(ctx, nil)
+			t, err = e.tick(ctx, nil, leases, false)
 		}
 		if err != nil {
 			e.sweepFailed(ctx, "looking for what is due", err)
@@ -59,7 +73,7 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 		}
 		e.clock.learn(t.At)
 		for id, probed := range t.Probed {
-			e.hub(id).probed(probed)
+			e.hub(id).looked(probed)
 		}
 		if t.Parked && probing {
 			select {
@@ -88,24 +102,39 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 	})
 }
 
-// tickTimeout bounds one look. The front of a lane is full of dead rows while an old transaction holds them.
-const tickTimeout = 2 * time.Second
+const (
+	// wholeTimeout bounds a whole look, which reads all dead rows that an old transaction holds. Leases must end meanwhile.
+	wholeTimeout = 2 * time.Second
+	// A look at all leases that takes longer than slowLook, for the dead ones among them, takes one part in leaseLookShare of the
+	// time: under an old snapshot leases end later rather than that the looks for them use up the database.
+	slowLook       = 100 * time.Millisecond
+	leaseLookShare = 10
+)
 
-func (e *Engine) tick(ctx context.Context, handlers map[int32][]string) (store.Tick, error) {
-	ctx, cancel := context.WithTimeout(ctx, tickTimeout)
+func (e *Engine) tick(ctx context.Context, looks map[int32]store.Look, leases, whole bool) (store.Tick, error) {
+	timeout := flushTimeout
+	if whole {
+		timeout = wholeTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return e.store.Tick(ctx, handlers)
+	return e.store.Tick(ctx, looks, leases)
 }
 
-// subscribed lists, by namespace, the handlers that a session of this server asks for.
-func (e *Engine) subscribed() map[int32][]string {
-	handlers := map[int32][]string{}
+// looks lists, by namespace, what to look into for the sessions of this server. A whole one begins at each lane's beginning.
+func (e *Engine) looks(whole bool) map[int32]store.Look {
+	looks := map[int32]store.Look{}
 	for _, h := range e.everyHub() {
-		if names := h.subscribed(); len(names) > 0 {
-			handlers[h.id] = names
+		names := h.subscribed()
+		switch {
+		case len(names) == 0:
+		case whole:
+			looks[h.id] = store.Look{Handlers: names}
+		default:
+			looks[h.id] = h.lookInto(names)
 		}
 	}
-	return handlers
+	return looks
 }
 
 // enforceDeadlines gives up the steps whose deadline has passed.

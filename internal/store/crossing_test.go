@@ -205,7 +205,7 @@ func (x *crossing) sweep(s *store.Store) {
 	x.batches.Add(1)
 	switch rand.IntN(3) {
 	case 0:
-		_, err := s.Tick(x.Context(), map[int32][]string{x.ns: {"work"}})
+		_, err := s.Tick(x.Context(), map[int32]store.Look{x.ns: {Handlers: []string{"work"}}}, true)
 		x.refusal(err)
 		unsettled, err := s.Unsettled(x.Context())
 		x.refusal(err)

@@ -66,28 +66,45 @@ func (s *Store) LaneByID(ctx context.Context, id int32) (Lane, error) {
 	return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Lane])
 }
 
+// Look says which lanes of a namespace to look into, and from where.
+type Look struct {
+	Handlers []string
+	Lanes    []int32
+	After    []int64 // of each of Lanes: nothing but what came back from a dispatch is sought up to it
+}
+
 // Probed says what stands in a lane.
 type Probed struct {
 	Lane Lane
 	// CircuitGeneration is that of the lane's circuit; 0: it has none.
 	CircuitGeneration int64
-	Seq               *int64     // the lowest ready seq
+	Seq               *int64     // the lowest ready seq, of those beyond Look.After
+	Returned          *int64     // the lowest seq of a ready step that came back from a dispatch
 	DueAt             *time.Time // when the earliest backing-off step is due
 	At                time.Time  // the database's clock
+	Horizon           Horizon
 }
 
-// ProbeLanes looks into the lanes of handlers without taking anything.
-func (s *Store) ProbeLanes(ctx context.Context, namespaceID int32, handlers []string) (probed []Probed, err error) {
+// Horizon is what a look tells about rows of ready that are yet to appear.
+type Horizon struct {
+	Drawn  int64 // the last seq drawn, read after the snapshot was taken
+	Oldest int64 // the snapshot's: every transaction before it has ended
+	Next   int64 // the snapshot's: no transaction from it on had begun to write
+}
+
+// ProbeLanes looks into lanes without taking anything.
+func (s *Store) ProbeLanes(ctx context.Context, namespaceID int32, look Look) (probed []Probed, err error) {
 	b := &pgx.Batch{}
-	queueProbe(b, namespaceID, handlers, func(p Probed) { probed = append(probed, p) })
+	queueProbe(b, namespaceID, look, func(p Probed) { probed = append(probed, p) })
 	return probed, s.Hot.SendBatch(ctx, b).Close()
 }
 
-func queueProbe(b *pgx.Batch, namespaceID int32, handlers []string, found func(Probed)) {
+func queueProbe(b *pgx.Batch, namespaceID int32, look Look, found func(Probed)) {
 	each(b, "probe_lanes", func(rows pgx.Rows) error {
 		var p Probed
-		err := rows.Scan(&p.Lane.ID, &p.Lane.NamespaceID, &p.Lane.Handler, &p.Lane.Circuit, &p.Lane.Priority, &p.Lane.CircuitID, &p.CircuitGeneration, &p.Seq, &p.DueAt, &p.At)
+		err := rows.Scan(&p.Lane.ID, &p.Lane.NamespaceID, &p.Lane.Handler, &p.Lane.Circuit, &p.Lane.Priority, &p.Lane.CircuitID, &p.CircuitGeneration, &p.Seq, &p.Returned, &p.DueAt, &p.At,
+			&p.Horizon.Drawn, &p.Horizon.Oldest, &p.Horizon.Next)
 		found(p)
 		return err
-	}, namespaceID, handlers)
+	}, namespaceID, look.Handlers, look.Lanes, look.After)
 }

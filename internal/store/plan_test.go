@@ -23,7 +23,7 @@ var hotArgs = map[string]string{
 	"fail":         `null, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, '{}'`,
 	"give_back":    `null, '{}', '{}', '{}', '{}', 1`,
 	"heartbeat":    `null, '{}', '{}', 1`,
-	"probe_lanes":  `1, '{h}'`,
+	"probe_lanes":  `1, '{h}', '{1}', '{5}'`,
 
 	"lock_circuits":    `'{1}', '{true}'`,
 	"advance_circuits": `null, '{1}'`,
