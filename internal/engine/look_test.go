@@ -53,7 +53,7 @@ func TestALookBeginsWhereNothingNewCanAppear(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := s.EnsureLane(t.Context(), store.Lane{NamespaceID: ns, Handler: "a", Priority: 1})
+	id, _, err := s.EnsureLane(t.Context(), store.Lane{NamespaceID: ns, Handler: "a", Priority: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
