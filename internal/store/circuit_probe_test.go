@@ -197,8 +197,9 @@ func (p *probing) claim(s *store.Store, draw *rand.Rand) {
 			if shut[g.LaneID] {
 				p.Errorf("S11: circuit %d was open when a claim began, and the claim was granted step %d", g.Step.Token.CircuitID, g.Step.Token.Step)
 			}
-			if !g.Step.Probe {
+			if !g.Step.Probe || g.Step.Token.CircuitID == 0 {
 				p.Errorf("S11: step %d was granted while its circuit was half-open, and is no probe", g.Step.Token.Step)
+				continue
 			}
 			p.held[g.Step.Token] = g.LaneID
 			p.probes.Add(1)
