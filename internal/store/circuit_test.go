@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -117,5 +118,35 @@ func TestProbesRotate(t *testing.T) {
 				t.Errorf("S11: probes do not rotate: one from %s was %s, and step %d of task %s is the next one again", from, how, token.Step.No(), id)
 			}
 		}
+	}
+}
+
+// Each success counts once: probes go one by one until enough have passed, and then waves, each twice as large as the last.
+func TestARecoveryGoesInDoublingWaves(t *testing.T) {
+	w := newWorld(t)
+	circuit, err := w.s.EnsureCircuit(t.Context(), w.ns, "svc")
+	w.ok(err)
+	s := step()
+	s.Circuit = "svc"
+	w.submit(slices.Repeat([]task.StepSpec{s}, 20)...)
+	w.ok(w.s.SetCircuitPolicy(t.Context(), circuit, operator, func(p task.CircuitPolicy) (task.CircuitPolicy, error) {
+		p.CloseAfterSuccesses, p.RecoveryWave = ptr(2), ptr(2)
+		return p, nil
+	}))
+	w.ok(w.s.HoldCircuit(t.Context(), circuit, task.CircuitHold{}))
+	_, err = w.s.ReleaseCircuit(t.Context(), circuit, operator)
+	w.ok(err)
+	var went []int
+	for n := -1; n != 0; {
+		grants := w.claim(100)
+		if n = len(grants); n > 0 {
+			went = append(went, n)
+		}
+		for _, g := range grants {
+			w.report(g, task.Success)
+		}
+	}
+	if want := []int{1, 1, 2, 4, 8, 4}; !slices.Equal(went, want) {
+		t.Errorf("S11: probes and waves went %v, want %v", went, want)
 	}
 }
