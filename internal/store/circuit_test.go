@@ -150,3 +150,34 @@ func TestARecoveryGoesInDoublingWaves(t *testing.T) {
 		t.Errorf("S11: probes and waves went %v, want %v", went, want)
 	}
 }
+
+// Time does not stand still within a transaction. A circuit whose open time ends between the statement that records that and
+// the one that grants is open for the whole of it: what went now would go unmarked, and be no probe.
+func TestACircuitThatIsDueInTheMidstOfAClaimLetsNothingGo(t *testing.T) {
+	w := newWorld(t)
+	s := step()
+	s.Circuit = "svc"
+	id := w.submit(s, s, s)
+	w.report(w.run(id.Step(1)), task.RetryableFailure, func(r *task.Report) {
+		r.ReachCircuit, r.Hint = true, task.Hint{Source: task.FromRetryAfter, After: ptr(time.Minute)}
+	})
+	for token, g := range w.held {
+		_, _, err := w.s.GiveBack(t.Context(), w.ns, []store.HeldLease{{Step: token, Nonce: g.Step.Token.Nonce, LaneID: g.LaneID}}, task.Undelivered)
+		w.ok(err)
+	}
+	before := w.now.Add(time.Minute - time.Microsecond)
+	after := w.now.Add(time.Minute)
+	asked := 0
+	w.s.At = func() *time.Time {
+		if asked++; asked == 1 {
+			return &before
+		}
+		return &after
+	}
+	equal(w, "S11: steps that went behind a circuit that nobody has recorded to be half-open", len(w.claim(3)), 0)
+	probes := w.claim(3)
+	equal(w, "S11: probes", len(probes), 1)
+	for _, g := range probes {
+		equal(w, "S11: the next step is a probe", g.Step.Probe, true)
+	}
+}
