@@ -194,7 +194,9 @@ func (h *hand) run(ctx context.Context, step *task.ReadyStep) {
 		fail(task.BlameDependency)
 		r.Skip, r.Hint = true, task.Hint{Source: task.FromRetryAfter, After: &none}
 		// Where a whole circuit should wait the dependency says so, now and then.
-		r.ReachCircuit = step.StepNo%11 == 0
+		if r.ReachCircuit = step.StepNo%11 == 0; r.ReachCircuit {
+			r.Hint.After = ptr(time.Second)
+		}
 	case step.Handler == sickened && h.isSick:
 		fail(task.BlameDependency)
 		r.Skip, r.Hint = true, task.Hint{Source: task.FromRetryAfter, After: &none}

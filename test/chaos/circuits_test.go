@@ -338,11 +338,14 @@ func (r *circuitRun) judge() {
 		}
 		r.Logf("circuit %s: %v", name, events[name])
 	}
+	if events[flapping][task.CauseFailureRate]+events[flapping][task.CauseReach] == 0 {
+		r.Errorf("circuit %s never opened by itself: the run shows nothing about it", flapping)
+	}
 	for _, want := range []struct {
 		name  string
 		cause task.CircuitCause
 	}{
-		{flapping, task.CauseFailureRate}, {flapping, task.CauseOpenElapsed}, {flapping, task.CauseProbesPassed}, {flapping, task.CauseHold},
+		{flapping, task.CauseOpenElapsed}, {flapping, task.CauseProbesPassed}, {flapping, task.CauseHold},
 		{sickened, task.CauseWorkersBarred}, {venomous, task.CauseFailureRate},
 	} {
 		if events[want.name][want.cause] == 0 {
