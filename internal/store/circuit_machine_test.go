@@ -229,7 +229,7 @@ func (x *circuitMachine) running() (out []*circuitLease) {
 
 func (x *circuitMachine) submit(t *rapid.T) {
 	ctx := context.Background()
-	ids, err := x.circuitRig.ids.Take(ctx, 1)
+	ids, err := x.ids.Take(ctx, 1)
 	x.ok(err)
 	sub := &task.Submission{Name: "t", Context: "{}", Digest: []byte("d")}
 	nt := store.NewTask{ID: ids[0], Submission: sub}

@@ -169,7 +169,7 @@ func (p *probing) round() {
 func (p *probing) onAllServers(do func(*store.Store, *rand.Rand)) {
 	var all sync.WaitGroup
 	for _, s := range p.servers {
-		draw := rand.New(rand.NewPCG(uint64(p.serial.Add(1)), 17)) //nolint:gosec // not a secret
+		draw := rand.New(rand.NewPCG(uint64(p.serial.Add(1)), 17))
 		all.Go(func() { do(s, draw) })
 	}
 	all.Wait()

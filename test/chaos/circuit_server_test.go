@@ -145,7 +145,7 @@ func (h *hand) work(ctx context.Context) {
 				runs.Go(func() { h.run(ctx, f.Step) })
 			}
 		}
-		st.Close()
+		st.Close() //nolint:contextcheck // what was not delivered goes back, whether ctx has ended or not
 	}
 }
 

@@ -345,8 +345,11 @@ func (r *circuitRun) judge() {
 		name  string
 		cause task.CircuitCause
 	}{
-		{flapping, task.CauseOpenElapsed}, {flapping, task.CauseProbesPassed}, {flapping, task.CauseHold},
-		{sickened, task.CauseWorkersBarred}, {venomous, task.CauseFailureRate},
+		{flapping, task.CauseOpenElapsed},
+		{flapping, task.CauseProbesPassed},
+		{flapping, task.CauseHold},
+		{sickened, task.CauseWorkersBarred},
+		{venomous, task.CauseFailureRate},
 	} {
 		if events[want.name][want.cause] == 0 {
 			r.Errorf("circuit %s never came to %s: the run shows nothing about it", want.name, want.cause)
