@@ -17,6 +17,8 @@
 //	S8   every acknowledged report is in the history
 //	S9   one task for each idempotency key
 //	S10  a session's confirmed leases never exceed its max_in_flight
+//	S11  nothing is dispatched behind a circuit that is open or held, and no attempt charged; while one is half-open no more than
+//	     max_probes run, over all servers, and no slot of a probe is leaked; it turns only as its policy says
 //	S12  nothing is dispatched after a permanent failure
 //	S13  a task's state is what its steps make it; readiness is what would be granted
 //	S14  the history, replayed, gives the tables
@@ -85,6 +87,9 @@ const maxListed = 1000
 
 // Report is what a check found.
 type Report struct {
+	Circuits int // that somebody has used
+	Probes   int // dispatches while their circuit was half-open
+
 	Tasks  int            // that were submitted and are stored
 	States map[string]int // tasks by state
 	Steps  int
@@ -132,6 +137,8 @@ func Check(ctx context.Context, db DB, o Options) (Report, error) {
 	c := &checker{
 		r:          &Report{States: map[string]int{}, Ended: map[string]int{}},
 		heldBy:     map[int32][]span{},
+		behind:     map[int32][]*run{},
+		rooms:      map[int32]int{},
 		sampleSize: o.Sample,
 		crashed:    o.Crashed,
 	}
@@ -159,6 +166,8 @@ type checker struct {
 	now        time.Time // the snapshot's
 	journals   journals
 	heldBy     map[int32][]span // confirmed leases by session
+	behind     map[int32][]*run // dispatches of steps by circuit
+	rooms      map[int32]int    // of circuits that bound what goes out: how much may go now, by the database
 	dropped    []idRange        // tasks that retention dropped
 	daysGone   bool             // history that retention dropped
 	sampleSize int
@@ -178,7 +187,7 @@ func (c *checker) check(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	for _, step := range []func(context.Context, pgx.Tx) error{
-		c.readDropped, c.readKeys, c.checkRecords, c.checkTasks, c.checkSurface, c.checkSessions, c.checkLateReports,
+		c.readDropped, c.readKeys, c.checkRecords, c.checkTasks, c.checkCircuits, c.checkSurface, c.checkSessions, c.checkLateReports,
 	} {
 		if err := step(ctx, tx); err != nil {
 			return err

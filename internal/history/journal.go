@@ -40,6 +40,7 @@ type Entry struct {
 	StepID   int64  `json:"step_id,omitempty,string"`
 	Dispatch int    `json:"dispatch,omitempty"`
 	Token    string `json:"token,omitempty"` // TokenDigest of the lease token
+	Probe    *bool  `json:"probe,omitempty"` // of a frame: whether it said that the run is a probe; nil: not written down
 	// Of a report and its answer: success, retryable_failure or permanent_failure.
 	Outcome         string `json:"outcome,omitempty"`
 	Reason          string `json:"reason,omitempty"` // of a refusal, such as LEASE_LOST

@@ -63,8 +63,9 @@ type acceptance struct {
 
 // stepModel is what the events of a step, replayed from nothing, make of it.
 type stepModel struct {
-	policy policy
-	place  place
+	policy  policy
+	circuit int32 // 0: none
+	place   place
 
 	attempts, failures, dispatches, lostLeases int
 	epoch, eventNo                             int
@@ -79,6 +80,7 @@ type stepModel struct {
 	confirmedAt time.Time
 	endedAt     time.Time
 	dispatched  []time.Time     // by dispatch, from 1
+	run         *run            // the latest; nil: none, or behind no circuit
 	failed      map[int]failure // by dispatch
 }
 
@@ -87,6 +89,7 @@ type replayer struct {
 	r       *Report
 	violate func(dispatch int, invariant, format string, args ...any)
 	held    func(session int32, from, to time.Time)
+	runs    func(circuit int32, r *run)
 	// mayBeForgotten tells of a dispatch whether PostgreSQL may have forgotten that it granted it, once or at all.
 	mayBeForgotten func(dispatch int, isKnown bool) bool
 }
@@ -147,6 +150,10 @@ func (m *stepModel) dispatch(p *replayer, e *event) {
 	m.place, m.dispatches, m.session = lease, e.Dispatch, sessionOf(e)
 	m.confirmed, m.lateOpen, m.dueAt = false, false, nil
 	m.dispatched = append(m.dispatched, e.RecordedAt)
+	if m.circuit != 0 {
+		m.run = &run{stepID: e.TaskID + int64(e.StepNo), dispatch: e.Dispatch, from: e.RecordedAt}
+		p.runs(m.circuit, m.run)
+	}
 }
 
 func (m *stepModel) confirm(p *replayer, e *event) {
@@ -157,8 +164,11 @@ func (m *stepModel) confirm(p *replayer, e *event) {
 	m.confirmed, m.started, m.undelivered, m.confirmedAt = true, true, 0, e.RecordedAt
 }
 
-// release ends the lease's hold on its session.
+// release ends the lease's hold on its session, and on its circuit.
 func (m *stepModel) release(p *replayer, at time.Time) {
+	if m.place == lease && m.run != nil {
+		m.run.to = at
+	}
 	if m.place == lease && m.confirmed {
 		p.held(m.session, m.confirmedAt, at)
 	}
@@ -188,6 +198,9 @@ func (m *stepModel) conclude(p *replayer, e *event) {
 	}
 	if e.Epoch != m.epoch {
 		p.violate(e.Dispatch, "S14", "concluded in epoch %d, the step is in epoch %d", e.Epoch, m.epoch)
+	}
+	if m.run != nil && m.run.dispatch == e.Dispatch {
+		m.run.charged = e.Attempts > m.attempts
 	}
 	switch e.Outcome {
 	case "success":

@@ -43,6 +43,7 @@ type stepRow struct {
 	Jitter        *float64
 	MaxRetryAfter *int64
 	NonRetryable  []string
+	CircuitID     int32 // 0: none
 }
 
 // placeRow is where a step stands by the tables.
@@ -211,7 +212,7 @@ func (c *checker) addStep(t *taskModel, s *stepRow) {
 		c.r.add(Violation{Invariant: "S14", TaskID: s.TaskID, StepID: s.TaskID + int64(s.StepNo), Message: fmt.Sprintf("follows step %d of its task", len(t.steps))})
 		return
 	}
-	m := &stepModel{epoch: 1, policy: policy{
+	m := &stepModel{epoch: 1, circuit: s.CircuitID, policy: policy{
 		retryLimit: s.RetryLimit, retryable: s.Retryable, maxLostLeases: s.MaxLostLeases, initial: s.Initial, multiplier: s.Multiplier,
 		max: s.Max, jitter: s.Jitter, maxRetryAfter: s.MaxRetryAfter, nonRetryable: s.NonRetryable,
 	}}
@@ -243,6 +244,7 @@ func (c *checker) replayer(taskID int64, stepNo int) *replayer {
 			c.r.add(Violation{invariant, taskID, taskID + int64(stepNo), dispatch, fmt.Sprintf(format, args...)})
 		},
 		held: func(session int32, from, to time.Time) { c.heldBy[session] = append(c.heldBy[session], span{from, to}) },
+		runs: func(circuit int32, r *run) { c.behind[circuit] = append(c.behind[circuit], r) },
 		mayBeForgotten: func(dispatch int, isKnown bool) bool {
 			return c.mayBeForgotten(runKey{taskID + int64(stepNo), dispatch}, isKnown)
 		},
@@ -504,11 +506,10 @@ func (c *checker) checkSurface(ctx context.Context, tx pgx.Tx) error {
 		stepNo  int
 		state   string
 		isReady bool
-		isKept  bool // by its shared circuit, which is not replayed here
 		seen    = map[int64]int{}
 	)
 	rows, _ := tx.Query(ctx, sqlText("surface"), ids)
-	_, err := pgx.ForEachRow(rows, []any{&taskID, &stepNo, &state, &isReady, &isKept}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&taskID, &stepNo, &state, &isReady}, func() error {
 		seen[taskID]++
 		t := c.sampled[taskID]
 		if stepNo == 0 {
@@ -522,7 +523,12 @@ func (c *checker) checkSurface(ctx context.Context, tx pgx.Tx) error {
 			return nil
 		}
 		wantReady := m.place == ready || m.place == backoff && m.dueAt != nil && !m.dueAt.After(c.now)
-		if state != m.state() || isReady != (wantReady && !isKept) {
+		if lets, known := c.admits(m.circuit); known {
+			wantReady = wantReady && lets
+		} else {
+			wantReady = wantReady && isReady // as many are as it has room for; which ones hangs on all that waits
+		}
+		if state != m.state() || isReady != wantReady {
 			c.r.add(Violation{
 				Invariant: "S13", TaskID: taskID, StepID: taskID + int64(stepNo),
 				Message: fmt.Sprintf("is %s and ready: %v; it shows as %s and ready: %v", m.state(), wantReady, state, isReady),

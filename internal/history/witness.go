@@ -65,6 +65,7 @@ type submitKey struct{ namespace, key string }
 // journals are what workers and clients saw.
 type journals struct {
 	runs       map[runKey]*witness
+	probes     map[runKey]bool // whether workers were told that a run is a probe; only runs of which they were told either
 	hasWorkers bool
 	hasClients bool
 
@@ -83,7 +84,7 @@ func (c *checker) readJournals(paths []string) error {
 	j := &c.journals
 	*j = journals{
 		runs: map[runKey]*witness{}, sent: map[submitKey]bool{}, acked: map[int64]submitKey{}, ackedFor: map[submitKey][]int64{},
-		submitted: map[int64]bool{}, purged: map[int64]bool{},
+		submitted: map[int64]bool{}, purged: map[int64]bool{}, probes: map[runKey]bool{},
 	}
 	byToken := map[string]runKey{}
 	var reports []Entry
@@ -94,6 +95,9 @@ func (c *checker) readJournals(paths []string) error {
 				key := runKey{e.StepID, e.Dispatch}
 				byToken[e.Token] = key
 				j.run(key).grant(e.Token).received = true
+				if e.Probe != nil {
+					j.probes[key] = *e.Probe
+				}
 				c.r.Frames++
 				j.hasWorkers = true
 			case ReportSent, ReportAnswered:

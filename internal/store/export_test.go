@@ -10,10 +10,17 @@ import (
 // errUndo ends a Preview.
 var errUndo = errors.New("undone")
 
-// Preview runs queries and then a claim in one transaction, and undoes all of it: it shows what the claim would be granted.
+// Preview runs queries (nil: none) and then a claim in one transaction, and undoes all of it: it shows what the claim would be
+// granted.
 func (s *Store) Preview(ctx context.Context, namespaceID int32, claim *Claim, first *pgx.Batch) (grants []Grant, err error) {
 	err = s.inPipeline(ctx, func(p *pipeline) error {
 		grants = nil
+		if first == nil {
+			first = &pgx.Batch{}
+		}
+		if use := claim.circuitUse(); len(use) > 0 {
+			s.lockCircuits(first, use)
+		}
 		s.queueClaim(first, namespaceID, claim, &grants)
 		if err := p.send(ctx, first); err != nil {
 			return err

@@ -128,17 +128,20 @@ func (w *world) submitAs(sub task.Submission, steps ...task.StepSpec) task.ID {
 	return answers[0].TaskID
 }
 
-// claim takes up to n steps of every lane.
+// claim takes up to n steps of every lane. A circuit stands behind one lane at most.
 func (w *world) claim(n int) []store.Grant {
 	w.Helper()
-	rows, err := w.db.Pool.Query(w.Context(), "select lane_id from lane order by 1")
+	rows, err := w.db.Pool.Query(w.Context(), "select lane_id, coalesce(circuit_id, 0) from lane order by 1")
 	w.ok(err)
 	claim := &store.Claim{Sessions: []store.SessionFence{w.session}}
 	defer rows.Close()
 	for rows.Next() {
 		want := store.LaneWant{Slots: slices.Repeat([]int32{w.session.SessionID}, n)}
-		w.ok(rows.Scan(&want.LaneID))
+		w.ok(rows.Scan(&want.LaneID, &want.CircuitID))
 		claim.Lanes = append(claim.Lanes, want)
+		if want.CircuitID != 0 {
+			claim.Circuits = append(claim.Circuits, store.CircuitWant{CircuitID: want.CircuitID, Exclusive: true, LaneID: want.LaneID})
+		}
 	}
 	w.ok(rows.Err())
 	grants, _, err := w.s.Claim(w.Context(), w.ns, claim)

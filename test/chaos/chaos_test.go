@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 	if settings := os.Getenv(workerEnv); settings != "" {
 		os.Exit(runWorker(settings))
 	}
+	if settings := os.Getenv(circuitServerEnv); settings != "" {
+		os.Exit(runCircuitServer(settings))
+	}
 	pgtest.Main(m)
 }
 

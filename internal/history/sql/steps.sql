@@ -1,7 +1,8 @@
--- The submitted graphs: every step's parents and policy.
+-- The submitted graphs: every step's parents, policy and circuit.
 select task_id, step_no, parents, retry_limit, retryable, max_lost_leases::int as max_lost_leases,
   (extract(epoch from backoff_initial) * 1000000)::bigint as backoff_initial, backoff_multiplier,
   (extract(epoch from backoff_max) * 1000000)::bigint as backoff_max, backoff_jitter,
-  (extract(epoch from max_retry_after) * 1000000)::bigint as max_retry_after, non_retryable_codes
+  (extract(epoch from max_retry_after) * 1000000)::bigint as max_retry_after, non_retryable_codes, coalesce(lane.circuit_id, 0) as circuit_id
 from step
+left join lane on lane.lane_id = step.lane_id
 order by task_id, step_no

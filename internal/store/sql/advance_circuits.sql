@@ -28,8 +28,10 @@ insert into circuit_event (circuit_id, namespace_id, generation, recorded_at, fr
   hold_from, hold_until, policy)
 select (turn.after).circuit_id, (turn.after).namespace_id, (turn.after).generation, moved.at, (turn.before).state,
   (turn.after).state, (turn.after).cause,
-  (turn.before).hold_actor, (turn.before).hold_reason, (turn.before).hold_from, (turn.before).hold_until, moved.in_force
+  (hold.of).hold_actor, (hold.of).hold_reason, (hold.of).hold_from, (hold.of).hold_until, moved.in_force
 from moved
 cross join lateral (values (moved.before, moved.first), (moved.first, moved.second)) as turn (before, after)
+-- A hold that is only planned has no part in the end of the open time.
+cross join lateral (select case when (turn.after).cause in ('hold', 'hold_ended') then turn.before end as of) as hold
 where (turn.after).generation <> (turn.before).generation
 order by (turn.after).circuit_id, (turn.after).generation

@@ -27,7 +27,9 @@ with session as materialized (
 ),
 gate as materialized (
   select asked.circuit_id, asked.lane_id, asked.exclusive, (c).generation, (c).state = 'half_open' as probe,
-    circuit_room(c, circuit_policy_in_force((c).policy, n.circuit_defaults), coalesce($1, clock_timestamp())) as room
+    -- What is on record decides: one whose open time ended since advance_circuits.sql looked is for the next claim to probe.
+    case when (c).state in ('open', 'held') then 0
+      else circuit_room(c, circuit_policy_in_force((c).policy, n.circuit_defaults), coalesce($1, clock_timestamp())) end as room
   from unnest($13::int[], $14::boolean[], $15::int[]) as asked (circuit_id, exclusive, lane_id)
   cross join lateral (select circuit from circuit where circuit.circuit_id = asked.circuit_id limit 1) as found (c)
   cross join lateral (
