@@ -42,11 +42,12 @@ func paceCollector() {
 	}
 	paceOnce.Do(func() {
 		p := &pacer{percent: calmPercent, last: time.Now()}
-		go func() {
-			for range time.Tick(restEvery) {
-				p.rest()
-			}
-		}()
+		var look func()
+		look = func() {
+			p.rest()
+			time.AfterFunc(restEvery, look)
+		}
+		time.AfterFunc(restEvery, look)
 		// A finalizer is called once a collection, on a goroutine that is there anyway.
 		type pulse struct{ _ [16]byte }
 		var beat func(*pulse)

@@ -10,17 +10,19 @@ import (
 )
 
 const (
-	sweepEvery     = time.Second            // foreign leases end, lost wakes are made good within this
+	// Foreign leases end, and lost wakes are made good, within this. It is a little more than a second, so that a server that
+	// has nothing to do asks the database less than once a second, whatever it holds.
+	sweepEvery     = 1040 * time.Millisecond
 	sweepEveryDeaf = 500 * time.Millisecond // while no wakes of other servers are heard
 	keepEvery      = 5 * time.Second
+	keepEveryDeaf  = time.Second
 	sweepBatch     = 500
 )
 
-// every runs f now and then until ctx ends; f says how long to wait. Waits are jittered so that servers spread out.
+// every runs f now and then until ctx ends; f says how long to wait.
 func every(ctx context.Context, f func(context.Context) time.Duration) error {
 	for {
-		wait := f(ctx)
-		timer := time.NewTimer(wait - time.Duration(rand.Int64N(int64(wait)/10+1))) //nolint:gosec // jitter, not a secret
+		timer := time.NewTimer(f(ctx))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -30,28 +32,40 @@ func every(ctx context.Context, f func(context.Context) time.Duration) error {
 	}
 }
 
+// jittered is a little more than d, so that servers that were started together spread out.
+func jittered(d time.Duration) time.Duration {
+	return d + time.Duration(rand.Int64N(int64(d)/50+1)) //nolint:gosec // jitter, not a secret
+}
+
 // sweepLoop does what time alone brings about: it ends expired leases and enforces deadlines. It sleeps until the next lease
 // ends, or sweepEvery: no lease is shorter than that. As often it looks into the lanes that somebody here subscribes to,
-// whatever wakes were missed, and asks whether tasks wait to be settled that a crash kept from it.
+// whatever wakes were missed, and asks whether tasks wait to be settled that a crash kept from it. Now and then it also says
+// that this server's sessions are alive, in the same round trip: an idle server has no other.
 func (e *Engine) sweepLoop(ctx context.Context) error {
-	var probeAt time.Time
+	var probeAt, keepAt time.Time
 	return every(ctx, func(ctx context.Context) time.Duration {
-		rest := sweepEvery
+		rest, keepRest := jittered(sweepEvery), keepEvery
 		if !e.notifier.hears() {
-			rest = sweepEveryDeaf
+			rest, keepRest = jittered(sweepEveryDeaf), keepEveryDeaf
 		}
 		// Leases may end much oftener than lanes need to be looked into.
 		probing := !time.Now().Before(probeAt)
 		var handlers map[int32][]string
+		var present sessions
 		if probing {
 			handlers = e.subscribed()
 			probeAt = time.Now().Add(rest * 8 / 10)
+			if !time.Now().Before(keepAt) {
+				present = e.presentSessions()
+				keepAt = time.Now().Add(keepRest)
+			}
 		}
-		t, err := e.tick(ctx, handlers)
+		t, err := e.tick(ctx, handlers, present)
 		if err != nil && handlers != nil {
-			// Whatever keeps the lanes from being looked into must not keep leases from ending.
+			// Whatever keeps the lanes from being looked into, or the sessions, must not keep leases from ending.
 			e.sweepFailed(ctx, "looking into lanes", err)
-			t, err = e.tick(ctx, nil)
+			keepAt = time.Time{}
+			t, err = e.tick(ctx, nil, sessions{})
 		}
 		if err != nil {
 			e.sweepFailed(ctx, "looking for what is due", err)
@@ -61,6 +75,7 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 		for id, probed := range t.Probed {
 			e.hub(id).probed(probed)
 		}
+		e.heedKept(ctx, present, t.Kept)
 		if t.Parked && probing {
 			select {
 			case e.unsettled <- struct{}{}:
@@ -91,10 +106,14 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 // tickTimeout bounds one look. The front of a lane is full of dead rows while an old transaction holds them.
 const tickTimeout = 2 * time.Second
 
-func (e *Engine) tick(ctx context.Context, handlers map[int32][]string) (store.Tick, error) {
+func (e *Engine) tick(ctx context.Context, handlers map[int32][]string, present sessions) (store.Tick, error) {
 	ctx, cancel := context.WithTimeout(ctx, tickTimeout)
 	defer cancel()
-	return e.store.Tick(ctx, handlers)
+	t, err := e.store.Tick(ctx, handlers, present.ids, present.epochs)
+	if err == nil && !t.Standby {
+		e.pulse.Store(&pulse{database: t.At, local: time.Now()})
+	}
+	return t, err
 }
 
 // subscribed lists, by namespace, the handlers that a session of this server asks for.
@@ -183,50 +202,52 @@ func (h *hub) subscribed() []string {
 	return names
 }
 
-// keepLoop says that this server's sessions are alive, finds those that moved, and frees capacity whose reports landed on
-// other servers and were not heard of.
-func (e *Engine) keepLoop(ctx context.Context) error {
-	return every(ctx, func(ctx context.Context) time.Duration {
-		for _, h := range e.everyHub() {
-			if err := e.keep(ctx, h); err != nil {
-				e.sweepFailed(ctx, "keeping sessions", err)
-			}
-		}
-		if e.notifier.hears() {
-			return keepEvery
-		}
-		return time.Second
-	})
+// sessions are some of this server's, with the epoch that each stood in and the hub that has it.
+type sessions struct {
+	ids, epochs []int32
+	hubs        []*hub
 }
 
-func (e *Engine) keep(ctx context.Context, h *hub) error {
-	ids, epochs, quiet := h.presentSessions()
-	for _, s := range quiet {
-		h.leave(s)
+// presentSessions lists the sessions that are used, and takes leave of those that no poll has used for SessionLiveFor.
+func (e *Engine) presentSessions() (all sessions) {
+	for _, h := range e.everyHub() {
+		ids, epochs, quiet := h.presentSessions()
+		for _, s := range quiet {
+			e.workers.Go(func() { h.leave(s) }) // leases end meanwhile
+		}
+		all.ids, all.epochs = append(all.ids, ids...), append(all.epochs, epochs...)
+		for range ids {
+			all.hubs = append(all.hubs, h)
+		}
 	}
-	if len(ids) == 0 {
-		return nil
+	return all
+}
+
+// heedKept heeds what became of sessions: it finds those that moved, and frees capacity whose reports landed on other servers and were not heard of.
+func (e *Engine) heedKept(ctx context.Context, asked sessions, kept []store.Kept) {
+	byHub := map[*hub]map[int32]int32{}
+	for i, h := range asked.hubs {
+		if byHub[h] == nil {
+			byHub[h] = map[int32]int32{}
+		}
+		byHub[h][asked.ids[i]] = asked.epochs[i]
 	}
-	kept, err := e.store.KeepSessions(ctx, ids, epochs)
-	if err != nil {
-		return err
+	for h, epochs := range byHub {
+		full := h.heedKept(kept, epochs)
+		if len(full) == 0 {
+			continue
+		}
+		// What memory holds now and the database does not was concluded elsewhere.
+		before := h.leasesOf(full)
+		within, cancel := context.WithTimeout(ctx, tickTimeout)
+		stands, err := e.store.LeaseTokens(within, full)
+		cancel()
+		if err != nil {
+			e.sweepFailed(ctx, "reading the leases of full sessions", err)
+			continue
+		}
+		h.reconcile(before, stands)
 	}
-	asked := make(map[int32]int32, len(ids))
-	for i, id := range ids {
-		asked[id] = epochs[i]
-	}
-	full := h.heedKept(kept, asked)
-	if len(full) == 0 {
-		return nil
-	}
-	// What memory holds now and the database does not was concluded elsewhere.
-	before := h.leasesOf(full)
-	stands, err := e.store.LeaseTokens(ctx, full)
-	if err != nil {
-		return err
-	}
-	h.reconcile(before, stands)
-	return nil
 }
 
 // presentSessions lists the sessions that are used, and those that no poll has used for SessionLiveFor.
@@ -256,7 +277,7 @@ func (h *hub) heedKept(kept []store.Kept, asked map[int32]int32) (full []int32) 
 	defer h.mu.Unlock()
 	for _, k := range kept {
 		s := h.sessions[k.SessionID]
-		if s == nil || s.epoch != asked[k.SessionID] {
+		if epoch, ours := asked[k.SessionID]; s == nil || !ours || s.epoch != epoch {
 			continue
 		}
 		s.drained = k.Drained

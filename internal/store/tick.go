@@ -15,18 +15,30 @@ type Tick struct {
 	At        time.Time  // the clock it was judged by
 	Overdue   bool       // a deadline has passed
 	Parked    bool       // some step is parked: its task may be unsettled
+	Standby   bool       // this Postgres cannot be written to
 	Probed    map[int32][]Probed
+	Kept      []Kept
 }
 
-// Tick looks once at what time brings about, and into the lanes of handlers, by namespace: one round trip, whatever is asked.
-func (s *Store) Tick(ctx context.Context, handlers map[int32][]string) (t Tick, err error) {
+// Tick looks once at what time brings about, and into the lanes of handlers, by namespace, and says that sessions are alive,
+// which stand in epochs: one round trip, whatever is asked.
+func (s *Store) Tick(ctx context.Context, handlers map[int32][]string, sessionIDs, epochs []int32) (t Tick, err error) {
 	b := &pgx.Batch{}
 	b.Queue(sqlText("tick"), s.at()).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&t.ExpiresAt, &t.At, &t.Overdue, &t.Parked)
+		return row.Scan(&t.ExpiresAt, &t.At, &t.Overdue, &t.Parked, &t.Standby)
 	})
 	t.Probed = make(map[int32][]Probed, len(handlers))
 	for namespaceID, names := range handlers {
 		queueProbe(b, namespaceID, names, func(p Probed) { t.Probed[namespaceID] = append(t.Probed[namespaceID], p) })
+	}
+	if len(sessionIDs) > 0 {
+		// The last of them: it waits for locks, and a COMMIT follows it.
+		each(b, "keep_sessions", func(rows pgx.Rows) error {
+			var k Kept
+			err := rows.Scan(&k.SessionID, &k.Kept, &k.Drained, &k.Superseded)
+			t.Kept = append(t.Kept, k)
+			return err
+		}, sessionIDs, epochs, s.at())
 	}
 	return t, s.Hot.SendBatch(ctx, b).Close()
 }
