@@ -42,7 +42,7 @@ func Run(ctx context.Context, c Config, out io.Writer, log *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	s, err := assemble(&c, db, log, grpc.Creds(creds))
+	s, err := assemble(&c, db, log, grpc.Creds(creds)) //nolint:contextcheck // a stream brings its own
 	if err != nil {
 		db.close(ctx)
 		return err

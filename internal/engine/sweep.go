@@ -12,7 +12,7 @@ import (
 const (
 	// Foreign leases end, and lost wakes are made good, within this. It is a little more than a second, so that a server that
 	// has nothing to do asks the database less than once a second, whatever it holds.
-	sweepEvery     = 1040 * time.Millisecond
+	sweepEvery     = 1060 * time.Millisecond
 	sweepEveryDeaf = 500 * time.Millisecond // while no wakes of other servers are heard
 	keepEvery      = 5 * time.Second
 	keepEveryDeaf  = time.Second
@@ -40,7 +40,7 @@ func jittered(d time.Duration) time.Duration {
 // sweepLoop does what time alone brings about: it ends expired leases and enforces deadlines. It sleeps until the next lease
 // ends, or sweepEvery: no lease is shorter than that. As often it looks into the lanes that somebody here subscribes to,
 // whatever wakes were missed, and asks whether tasks wait to be settled that a crash kept from it. Now and then it also says
-// that this server's sessions are alive, in the same round trip: an idle server has no other.
+// that this server's sessions are alive, in the same statement: an idle server has no other.
 func (e *Engine) sweepLoop(ctx context.Context) error {
 	var probeAt, keepAt time.Time
 	return every(ctx, func(ctx context.Context) time.Duration {
@@ -110,7 +110,7 @@ func (e *Engine) tick(ctx context.Context, handlers map[int32][]string, present 
 	ctx, cancel := context.WithTimeout(ctx, tickTimeout)
 	defer cancel()
 	t, err := e.store.Tick(ctx, handlers, present.ids, present.epochs)
-	if err == nil && !t.Standby {
+	if err == nil {
 		e.pulse.Store(&pulse{database: t.At, local: time.Now()})
 	}
 	return t, err

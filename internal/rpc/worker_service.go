@@ -34,13 +34,16 @@ type workerService struct {
 func (s *workerService) ReadySteps(req *pb.ReadyStepsRequest, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse]) error {
 	ctx := stream.Context()
 	var work *engine.Stream
-	if err := apart(func() (err error) {
+	err := apart(func() (err error) {
 		work, err = s.openStream(ctx, req, stream)
 		return err
-	}); err != nil {
+	})
+	if work != nil {
+		defer work.Close()
+	}
+	if err != nil {
 		return err
 	}
-	defer work.Close()
 	aged, err := s.sendFrames(ctx, work, stream, s.streamAge())
 	if !aged {
 		return err
@@ -53,7 +56,7 @@ func (s *workerService) ReadySteps(req *pb.ReadyStepsRequest, stream grpc.Server
 	return err
 }
 
-// openStream opens a worker's stream and tells it so.
+// openStream opens a worker's stream and tells it so. The stream is to be closed even if that fails.
 func (s *workerService) openStream(ctx context.Context, req *pb.ReadyStepsRequest, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse]) (*engine.Stream, error) {
 	reg, strange := registered(caller(ctx).Namespace, req)
 	reg.HeartbeatInterval = req.GetHeartbeatInterval().AsDuration()
@@ -62,11 +65,7 @@ func (s *workerService) openStream(ctx context.Context, req *pb.ReadyStepsReques
 		return nil, err
 	}
 	s.clock.learn(work.Opened().ServerTime)
-	if err := stream.Send(s.openedFrame(work.Opened(), strange)); err != nil {
-		work.Close()
-		return nil, err
-	}
-	return work, nil
+	return work, stream.Send(s.openedFrame(work.Opened(), strange))
 }
 
 // streamAge is how old a stream gets: not all that were opened together shall move together.

@@ -71,7 +71,7 @@ func orNull[T int16 | int32](v []int) []T {
 	}
 	out := make([]T, len(v))
 	for i, n := range v {
-		out[i] = T(n) //nolint:gosec // numbers of steps and of stripes
+		out[i] = T(n)
 	}
 	return out
 }

@@ -74,17 +74,13 @@ type Probed struct {
 }
 
 // ProbeLanes looks into the lanes of handlers without taking anything.
-func (s *Store) ProbeLanes(ctx context.Context, namespaceID int32, handlers []string) (probed []Probed, err error) {
-	b := &pgx.Batch{}
-	queueProbe(b, namespaceID, handlers, func(p Probed) { probed = append(probed, p) })
-	return probed, s.Hot.SendBatch(ctx, b).Close()
-}
-
-func queueProbe(b *pgx.Batch, namespaceID int32, handlers []string, found func(Probed)) {
-	each(b, "probe_lanes", func(rows pgx.Rows) error {
-		var p Probed
-		err := rows.Scan(&p.Lane.ID, &p.Lane.NamespaceID, &p.Lane.Handler, &p.Lane.Circuit, &p.Lane.Priority, &p.Seq, &p.DueAt, &p.At)
-		found(p)
-		return err
-	}, namespaceID, handlers)
+func (s *Store) ProbeLanes(ctx context.Context, namespaceID int32, handlers []string) ([]Probed, error) {
+	rows, err := s.Hot.Query(ctx, sqlText("probe_lanes"), namespaceID, handlers)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (p Probed, err error) {
+		err = row.Scan(&p.Lane.ID, &p.Lane.NamespaceID, &p.Lane.Handler, &p.Lane.Circuit, &p.Lane.Priority, &p.Seq, &p.DueAt, &p.At)
+		return p, err
+	})
 }

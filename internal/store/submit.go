@@ -312,7 +312,7 @@ func (r *submitRows) addSteps(t *NewTask) {
 func (r *submitRows) addRoots(t *NewTask) {
 	for i, step := range t.Steps {
 		if len(step.Parents) == 0 {
-			r.stepTask, r.stepNo, r.lane = append(r.stepTask, int64(t.ID)), append(r.stepNo, int32(i+1)), append(r.lane, t.Lanes[i]) //nolint:gosec // ≤ 10,000
+			r.stepTask, r.stepNo, r.lane = append(r.stepTask, int64(t.ID)), append(r.stepNo, int32(i+1)), append(r.lane, t.Lanes[i])
 			r.stepNotBefore = append(r.stepNotBefore, t.NotBefore)
 		}
 	}

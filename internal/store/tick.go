@@ -15,32 +15,41 @@ type Tick struct {
 	At        time.Time  // the clock it was judged by
 	Overdue   bool       // a deadline has passed
 	Parked    bool       // some step is parked: its task may be unsettled
-	Standby   bool       // this Postgres cannot be written to
 	Probed    map[int32][]Probed
 	Kept      []Kept
 }
 
 // Tick looks once at what time brings about, and into the lanes of handlers, by namespace, and says that sessions are alive,
-// which stand in epochs: one round trip, whatever is asked.
+// which stand in epochs: one statement, whatever is asked. It fails where nothing can be written.
 func (s *Store) Tick(ctx context.Context, handlers map[int32][]string, sessionIDs, epochs []int32) (t Tick, err error) {
-	b := &pgx.Batch{}
-	b.Queue(sqlText("tick"), s.at()).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&t.ExpiresAt, &t.At, &t.Overdue, &t.Parked, &t.Standby)
-	})
+	var (
+		namespaceIDs, laneIDs, laneNamespaces, priorities []int32
+		names, laneHandlers, circuits                     []string
+		probedAt                                          time.Time
+		seqs                                              []*int64
+		dueAt                                             []*time.Time
+		ids                                               []int32
+		kept, drained, superseded                         []bool
+	)
+	for namespaceID, some := range handlers {
+		for _, name := range some {
+			namespaceIDs, names = append(namespaceIDs, namespaceID), append(names, name)
+		}
+	}
+	if err := s.Hot.QueryRow(ctx, sqlText("tick"), s.at(), namespaceIDs, names, sessionIDs, epochs).Scan(
+		&t.ExpiresAt, &t.At, &t.Overdue, &t.Parked, &probedAt, &laneIDs, &laneNamespaces, &laneHandlers, &circuits, &priorities, &seqs, &dueAt,
+		&ids, &kept, &drained, &superseded); err != nil {
+		return Tick{}, err
+	}
 	t.Probed = make(map[int32][]Probed, len(handlers))
-	for namespaceID, names := range handlers {
-		queueProbe(b, namespaceID, names, func(p Probed) { t.Probed[namespaceID] = append(t.Probed[namespaceID], p) })
+	for i, id := range laneIDs {
+		l := Lane{ID: id, NamespaceID: laneNamespaces[i], Handler: laneHandlers[i], Circuit: circuits[i], Priority: int(priorities[i])}
+		t.Probed[l.NamespaceID] = append(t.Probed[l.NamespaceID], Probed{Lane: l, Seq: seqs[i], DueAt: dueAt[i], At: probedAt})
 	}
-	if len(sessionIDs) > 0 {
-		// The last of them: it waits for locks, and a COMMIT follows it.
-		each(b, "keep_sessions", func(rows pgx.Rows) error {
-			var k Kept
-			err := rows.Scan(&k.SessionID, &k.Kept, &k.Drained, &k.Superseded)
-			t.Kept = append(t.Kept, k)
-			return err
-		}, sessionIDs, epochs, s.at())
+	for i, id := range ids {
+		t.Kept = append(t.Kept, Kept{SessionID: id, Kept: kept[i], Drained: drained[i], Superseded: superseded[i]})
 	}
-	return t, s.Hot.SendBatch(ctx, b).Close()
+	return t, nil
 }
 
 // Unsettled finds tasks that ended in error without a note of it, at most 500. It reads all parked rows.
