@@ -10,15 +10,28 @@ import (
 )
 
 // The collector's pace. A server's live heap is small, so under load Go's default would collect it ten times a second and more,
-// for a fifth of the server's processor time. It may then grow to five times what lives, half a gigabyte at most; a server at rest keeps the default,
-// and with it a footprint that follows the number of its streams.
+// for a fifth of the server's processor time. It may then grow to five times what lives, half a gigabyte at most. A server at
+// rest keeps the default and gives back what the load needed, so that its footprint follows the number of its streams: nothing
+// else would make it, since a server that allocates next to nothing collects next to never.
 const (
 	calmPercent = 100 // Go's default
 	busyPercent = 400
 	busyBelow   = 500 * time.Millisecond // between two collections
 	// smallHeap is what may live, at most, for the heap to be let grow.
 	smallHeap = 96 << 20
+	// restEvery is how often a server looks whether it is at rest.
+	restEvery = 5 * time.Second
+	// leastSpare is what is worth giving back.
+	leastSpare = 2 << 20
 )
+
+// pacer adjusts the collector's pace.
+type pacer struct {
+	mu        sync.Mutex
+	percent   int
+	last      time.Time // when a collection was last seen to have ended
+	allocated uint64    // bytes, since the process began, at the last look for rest
+}
 
 var paceOnce sync.Once
 
@@ -28,29 +41,79 @@ func paceCollector() {
 		return
 	}
 	paceOnce.Do(func() {
-		last, percent := time.Now(), calmPercent
+		p := &pacer{percent: calmPercent, last: time.Now()}
+		var look func()
+		look = func() {
+			p.rest()
+			time.AfterFunc(restEvery, look)
+		}
+		time.AfterFunc(restEvery, look)
 		// A finalizer is called once a collection, on a goroutine that is there anyway.
 		type pulse struct{ _ [16]byte }
 		var beat func(*pulse)
-		beat = func(p *pulse) {
-			now := time.Now()
-			if next := collectorPercent(percent, now.Sub(last), liveHeap()); next != percent {
-				percent = next
-				debug.SetGCPercent(percent)
-			}
-			last = now
-			runtime.SetFinalizer(p, beat)
+		beat = func(x *pulse) {
+			p.collected()
+			runtime.SetFinalizer(x, beat)
 		}
 		runtime.SetFinalizer(&pulse{}, beat)
 	})
 }
 
-// liveHeap is what the last collection found alive, in bytes.
-func liveHeap() uint64 {
-	sample := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	runtimemetrics.Read(sample)
-	return sample[0].Value.Uint64()
+// collected heeds that a collection has ended.
+func (p *pacer) collected() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	p.pace(collectorPercent(p.percent, now.Sub(p.last), readHeap().live))
+	p.last = now
 }
+
+// rest looks whether the server is at rest since the last look.
+func (p *pacer) rest() {
+	h := readHeap()
+	p.mu.Lock()
+	atRest := h.atRest(p.allocated)
+	p.allocated = h.allocated
+	if atRest {
+		p.pace(calmPercent)
+	}
+	p.mu.Unlock()
+	if atRest && h.worthReturning() {
+		debug.FreeOSMemory()
+	}
+}
+
+// pace needs p.mu.
+func (p *pacer) pace(percent int) {
+	if percent != p.percent {
+		p.percent = percent
+		debug.SetGCPercent(percent)
+	}
+}
+
+// heap is what the runtime tells of its heap, in bytes.
+type heap struct {
+	live      uint64 // found alive by the last collection
+	allocated uint64 // since the process began
+	held      uint64 // taken by objects, dead ones too, or free and not given back
+}
+
+func readHeap() heap {
+	samples := []runtimemetrics.Sample{
+		{Name: "/gc/heap/live:bytes"},
+		{Name: "/gc/heap/allocs:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
+	}
+	runtimemetrics.Read(samples)
+	return heap{live: samples[0].Value.Uint64(), allocated: samples[1].Value.Uint64(), held: samples[2].Value.Uint64() + samples[3].Value.Uint64()}
+}
+
+// atRest: at the pace since the last look it would take eight looks and more to allocate as much as lives.
+func (h heap) atRest(allocatedBefore uint64) bool { return (h.allocated-allocatedBefore)*8 < h.live }
+
+// worthReturning: a collection that gives memory back is worth its while, and was not done just now.
+func (h heap) worthReturning() bool { return h.held > h.live+max(h.live/4, leastSpare) }
 
 // collectorPercent is GOGC after a collection that found so much alive and came so long after the one before. At the busy pace
 // collections are four times as rare for the same load.

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"runtime"
+	"runtime/debug"
 	"testing"
 	"time"
 )
@@ -25,5 +27,47 @@ func TestTheCollectorsPaceFollowsTheLoad(t *testing.T) {
 		if got := collectorPercent(c.percent, c.since, smallHeap); got != c.want {
 			t.Errorf("at %d, %v after the last one: %d, want %d", c.percent, c.since, got, c.want)
 		}
+	}
+}
+
+func TestAServerAtRestGivesMemoryBackOnce(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		what           string
+		heap           heap
+		before         uint64
+		rests, returns bool
+	}{
+		{"opened many streams, and then nothing", heap{live: 20 * mib, allocated: 101 * mib, held: 60 * mib}, 100 * mib, true, true},
+		{"at rest since it gave back", heap{live: 20 * mib, allocated: 101 * mib, held: 22 * mib}, 100 * mib, true, false},
+		{"small, with little to give", heap{live: 4 * mib, allocated: 100 * mib, held: 6 * mib}, 100 * mib, true, false},
+		{"at work", heap{live: 20 * mib, allocated: 103 * mib, held: 60 * mib}, 100 * mib, false, true},
+		{"objects die before they are counted alive", heap{live: 20 * mib, allocated: 100 * mib, held: 19 * mib}, 100 * mib, true, false},
+	} {
+		if got := c.heap.atRest(c.before); got != c.rests {
+			t.Errorf("%s: at rest %v", c.what, got)
+		}
+		if got := c.heap.worthReturning(); got != c.returns {
+			t.Errorf("%s: worth returning %v", c.what, got)
+		}
+	}
+}
+
+// The pacer is the process's own, so what it does is tried on one that no collection beats for.
+func TestRestEndsTheBusyPace(t *testing.T) {
+	p := &pacer{percent: busyPercent, allocated: readHeap().allocated}
+	defer debug.SetGCPercent(debug.SetGCPercent(busyPercent))
+	runtime.GC()
+	p.allocated = readHeap().allocated
+	p.rest()
+	if got := debug.SetGCPercent(calmPercent); p.percent != calmPercent || got != calmPercent {
+		t.Errorf("after a rest the pace is %d, the collector's %d", p.percent, got)
+	}
+	garbage := make([]byte, 16<<20)
+	runtime.KeepAlive(garbage)
+	p.percent = busyPercent
+	p.rest()
+	if p.percent != busyPercent {
+		t.Error("at work it is taken for being at rest")
 	}
 }

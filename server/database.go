@@ -91,6 +91,9 @@ func (db *database) config(url string) (*pgxpool.Config, error) {
 		conn.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
 	conf.MaxConnLifetime, conf.MaxConnLifetimeJitter = time.Hour, 10*time.Minute
+	// The check changes which connection an idle server uses, and a fresh one is pinged and has all to prepare. What it closes
+	// is minutes old at least.
+	conf.HealthCheckPeriod = 5 * time.Minute
 	conf.BeforeConnect = func(_ context.Context, conn *pgx.ConnConfig) error {
 		if db.asRuntime.Load() {
 			conn.RuntimeParams["role"] = runtimeRole

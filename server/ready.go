@@ -23,11 +23,13 @@ var services = []string{
 	pb.TemplateService_ServiceDesc.ServiceName, pb.CircuitService_ServiceDesc.ServiceName,
 }
 
-// How often the database is looked at.
 const (
-	lookEvery      = 5 * time.Second
-	lookEveryUnfit = time.Second // while it is not there, or not ready
-	schemaEvery    = 20          // looks between two looks at the schema as well
+	// lookEvery is how often readiness is judged.
+	lookEvery = time.Second
+	// pulseFresh is how old an answer to the engine's own looks may be for the database to need no other.
+	pulseFresh = 2 * time.Second
+	// schemaEvery is how many looks lie between two that go through the schema as well.
+	schemaEvery = 300
 )
 
 // readiness follows the database and tells the health service.
@@ -35,15 +37,17 @@ type readiness struct {
 	db     *database
 	log    *slog.Logger
 	health *health.Server
-	learn  func(time.Time) // takes the database's clock
+	// pulse is when the database last answered somebody else as one that can be written to, by its clock and by ours.
+	pulse func() (database, local time.Time)
+	learn func(time.Time) // takes the database's clock
 
 	up atomic.Bool // the database has been ready once
 	// first is closed then.
 	first chan struct{}
 }
 
-func newReadiness(db *database, log *slog.Logger, learn func(time.Time)) *readiness {
-	r := &readiness{db: db, log: log, health: health.NewServer(), learn: learn, first: make(chan struct{})}
+func newReadiness(db *database, log *slog.Logger, pulse func() (database, local time.Time), learn func(time.Time)) *readiness {
+	r := &readiness{db: db, log: log, health: health.NewServer(), pulse: pulse, learn: learn, first: make(chan struct{})}
 	r.tell(healthpb.HealthCheckResponse_NOT_SERVING)
 	r.health.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
 	return r
@@ -83,26 +87,24 @@ func (r *readiness) follow(ctx context.Context) {
 			}
 		}
 		ready = err == nil
-		if !sleep(ctx, pause(ready)) {
+		if !sleep(ctx, lookEvery) {
 			return
 		}
 	}
 }
 
-func pause(ready bool) time.Duration {
-	if ready {
-		return lookEvery
-	}
-	return lookEveryUnfit
-}
-
-// look asks the database for its clock and, if thorough, whether it is fit for use.
+// look finds out whether the database answers, what its clock says and, if thorough, whether it is fit for use. As long as it
+// answers the engine it is asked nothing.
 func (r *readiness) look(ctx context.Context, thorough bool) error {
 	if thorough {
 		// Migrations may take long; their own connection shows when it is gone.
 		if err := r.db.prepare(ctx); err != nil {
 			return err
 		}
+	}
+	if at, heard := r.pulse(); !thorough && time.Since(heard) < pulseFresh {
+		r.learn(at.Add(time.Since(heard)))
+		return nil
 	}
 	now, err := r.db.probe(ctx)
 	if err == nil {
@@ -129,7 +131,7 @@ func (r *readiness) gate() error {
 	if r.up.Load() {
 		return nil
 	}
-	return task.Refuse(task.DatabaseUnavailable, "the database is not ready yet").After(lookEveryUnfit)
+	return task.Refuse(task.DatabaseUnavailable, "the database is not ready yet").After(lookEvery)
 }
 
 // stop takes the server out for good.

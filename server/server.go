@@ -42,7 +42,7 @@ func Run(ctx context.Context, c Config, out io.Writer, log *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	s, err := assemble(&c, db, log, grpc.Creds(creds))
+	s, err := assemble(&c, db, log, grpc.Creds(creds)) //nolint:contextcheck // a stream brings its own
 	if err != nil {
 		db.close(ctx)
 		return err
@@ -77,7 +77,7 @@ func assemble(c *Config, db *database, log *slog.Logger, creds grpc.ServerOption
 	if p.services, err = rpc.New(p.engine, log, rpc.Settings{DrainGrace: p.moveTime(), StreamAge: c.ConnectionAge}); err != nil {
 		return nil, err
 	}
-	p.ready = newReadiness(db, log, p.services.LearnClock)
+	p.ready = newReadiness(db, log, p.engine.Pulse, p.services.LearnClock)
 	p.metrics = newMetrics(p.engine, db.store)
 	p.grpc = grpc.NewServer(append(p.limits(), append(p.services.Interceptors(rpc.Around{
 		Timeout: c.CallTimeout, Gate: p.ready.gate, Panicked: p.metrics.panics.Inc,

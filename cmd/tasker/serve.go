@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -31,11 +30,6 @@ Every flag may also be given as the environment variable in brackets; the flag w
 			log, err := conf.Logger(c.stderr)
 			if err != nil {
 				return err
-			}
-			if c.getenv("GOGC") == "" {
-				// What lives is small and what passes through is not: collecting at twice the live heap would take a fifth
-				// of the processor time, for memory that is not short.
-				debug.SetGCPercent(400)
 			}
 			return server.Run(cmd.Context(), conf, c.stdout, log)
 		},

@@ -71,6 +71,7 @@ type Engine struct {
 	// unsettled asks for a look for tasks that should have been settled.
 	unsettled chan struct{}
 	clock     clock
+	pulse     atomic.Pointer[pulse]
 	stats     counters
 }
 
@@ -115,7 +116,6 @@ func New(st *store.Store, c Config) *Engine {
 func (e *Engine) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return e.sweepLoop(ctx) })
-	g.Go(func() error { return e.keepLoop(ctx) })
 	g.Go(func() error { return e.settleLoop(ctx) })
 	g.Go(func() error { return e.unsettledLoop(ctx) })
 	g.Go(func() error { return e.retentionLoop(ctx) })
@@ -317,6 +317,18 @@ func (e *Engine) admit(n int) error {
 }
 
 func (e *Engine) dismiss(n int) { e.waiting.Add(-int64(n)) }
+
+// pulse is an answer of the database, by its own clock and by this machine's.
+type pulse struct{ database, local time.Time }
+
+// Pulse is when the database last answered a look of the engine's as one that can be written to, by its own clock and by this
+// machine's. Zero before the first time. While all is well it is hardly older than sweepEvery.
+func (e *Engine) Pulse() (database, local time.Time) {
+	if p := e.pulse.Load(); p != nil {
+		return p.database, p.local
+	}
+	return database, local
+}
 
 // clock estimates the database's clock, to sleep by. Nothing is decided by it.
 type clock struct{ offset atomic.Int64 }

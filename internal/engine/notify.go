@@ -42,6 +42,7 @@ type wire struct {
 	Revoked [][2]string `json:"r,omitempty"` // lease token, reason
 	Tasks   []int64     `json:"t,omitempty"`
 	Moved   [][2]int32  `json:"m,omitempty"` // sessions that the sender has now, and since which epoch
+	Hello   bool        `json:"h,omitempty"` // the sender listens from now on
 	// Circuits that changed, or have room.
 	Circuits []int32 `json:"g,omitempty"`
 }
@@ -212,6 +213,13 @@ func (e *Engine) listenLoop(ctx context.Context) error {
 		if _, err := conn.Exec(ctx, "listen "+channel); err != nil {
 			return err
 		}
+		hello, err := json.Marshal(wire{From: string(hexID(e.conf.ReplicaID)), Hello: true})
+		if err != nil {
+			return err
+		}
+		if _, err := conn.Exec(ctx, "select pg_notify($1, $2)", channel, string(hello)); err != nil {
+			return err
+		}
 		e.notifier.heard.Store(true)
 		var counted time.Time
 		for {
@@ -230,19 +238,24 @@ func (e *Engine) listenLoop(ctx context.Context) error {
 				return nil
 			case err != nil && !timedOut:
 				return err
-			case n != nil:
-				e.hear(n.Payload)
+			case n != nil && e.hear(n.Payload):
+				counted = time.Time{}
 			}
 		}
 	})
 }
 
-// peersEvery is how often the other listening servers are counted. A server that came since hears nothing until it is
-// counted, and looks for itself when its first stream opens.
-const peersEvery = 5 * time.Second
+// peersEvery is how often the other listening servers are counted, which also finds that the connection is dead. A server
+// that comes says so, and is counted at once; one that went is told in vain until then.
+const peersEvery = time.Minute
+
+// countTimeout is how long a connection may take to answer that lives.
+const countTimeout = 5 * time.Second
 
 // countPeers counts the other servers that listen: alone, a server need not notify.
 func (e *Engine) countPeers(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, countTimeout)
+	defer cancel()
 	var n int32
 	err := conn.QueryRow(ctx, `
 		select count(*) from pg_locks
@@ -252,10 +265,11 @@ func (e *Engine) countPeers(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-func (e *Engine) hear(payload string) {
+// hear heeds what another server says. arrived: it listens only now.
+func (e *Engine) hear(payload string) (arrived bool) {
 	var w wire
 	if json.Unmarshal([]byte(payload), &w) != nil || w.From == string(hexID(e.conf.ReplicaID)) {
-		return
+		return false
 	}
 	var c store.Change
 	for _, x := range w.Wakes {
@@ -286,6 +300,7 @@ func (e *Engine) hear(payload string) {
 			h.movedAway(m[0], m[1])
 		}
 	}
+	return w.Hello
 }
 
 // onConnection runs f on a connection of its own, again after a pause whenever it breaks.

@@ -22,7 +22,7 @@ func (e *Engine) retentionLoop(ctx context.Context) error {
 		})
 		if err != nil {
 			e.sweepFailed(ctx, "retention", err)
-			return retainAgain
+			return jittered(retainAgain)
 		}
 		if done.PartitionsDropped+done.DaysDropped+done.TasksPurged+done.SessionsForgotten > 0 || done.KeysForgotten > 0 {
 			e.log.InfoContext(ctx, "retention dropped what is old", "task_partitions", done.PartitionsDropped,
@@ -30,8 +30,8 @@ func (e *Engine) retentionLoop(ctx context.Context) error {
 				"sessions_forgotten", done.SessionsForgotten)
 		}
 		if done.Busy {
-			return retainAgain
+			return jittered(retainAgain)
 		}
-		return retainEvery
+		return jittered(retainEvery)
 	})
 }

@@ -10,17 +10,19 @@ import (
 )
 
 const (
-	sweepEvery     = time.Second            // foreign leases end, lost wakes are made good within this
+	// Foreign leases end, and lost wakes are made good, within this. It is a little more than a second, so that a server that
+	// has nothing to do asks the database less than once a second, whatever it holds.
+	sweepEvery     = 1060 * time.Millisecond
 	sweepEveryDeaf = 500 * time.Millisecond // while no wakes of other servers are heard
 	keepEvery      = 5 * time.Second
+	keepEveryDeaf  = time.Second
 	sweepBatch     = 500
 )
 
-// every runs f now and then until ctx ends; f says how long to wait. Waits are jittered so that servers spread out.
+// every runs f now and then until ctx ends; f says how long to wait.
 func every(ctx context.Context, f func(context.Context) time.Duration) error {
 	for {
-		wait := f(ctx)
-		timer := time.NewTimer(wait - time.Duration(rand.Int64N(int64(wait)/10+1))) //nolint:gosec // jitter, not a secret
+		timer := time.NewTimer(f(ctx))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -30,28 +32,40 @@ func every(ctx context.Context, f func(context.Context) time.Duration) error {
 	}
 }
 
+// jittered is a little more than d, so that servers that were started together spread out.
+func jittered(d time.Duration) time.Duration {
+	return d + time.Duration(rand.Int64N(int64(d)/50+1)) //nolint:gosec // jitter, not a secret
+}
+
 // sweepLoop does what time alone brings about: it ends expired leases and enforces deadlines. It sleeps until the next lease
 // ends, or sweepEvery: no lease is shorter than that. As often it looks into the lanes that somebody here subscribes to,
-// whatever wakes were missed, and asks whether tasks wait to be settled that a crash kept from it.
+// whatever wakes were missed, and asks whether tasks wait to be settled that a crash kept from it. Now and then it also says
+// that this server's sessions are alive, in the same statement: an idle server has no other.
 func (e *Engine) sweepLoop(ctx context.Context) error {
-	var probeAt, wholeAt, leasesAt time.Time
+	var probeAt, wholeAt, leasesAt, keepAt time.Time
 	var lastTook time.Duration
 	return every(ctx, func(ctx context.Context) time.Duration {
-		rest := sweepEvery
+		rest, keepRest := jittered(sweepEvery), keepEvery
 		if !e.notifier.hears() {
-			rest = sweepEveryDeaf
+			rest, keepRest = jittered(sweepEveryDeaf), keepEveryDeaf
 		}
 		// Leases may end much oftener than lanes need to be looked into.
 		probing := !time.Now().Before(probeAt)
 		var looks map[int32]store.Look
+		var present sessions
 		began := time.Now()
 		whole := probing && !began.Before(wholeAt)
+		leases := !began.Before(leasesAt)
 		if probing {
 			looks = e.looks(whole)
 			probeAt = began.Add(rest * 8 / 10)
+			// Sessions do not wait for a look at leases that takes long.
+			if !began.Before(keepAt) && (!leases || lastTook <= slowLook) {
+				present = e.presentSessions()
+				keepAt = began.Add(keepRest)
+			}
 		}
-		leases := !began.Before(leasesAt)
-		t, err := e.tick(ctx, looks, leases, whole)
+		t, err := e.tick(ctx, looks, present, leases, whole)
 		switch took := time.Since(began); {
 		case whole:
 			wholeAt = began.Add(max(wholeLookEvery, wholeLookShare*took))
@@ -63,9 +77,10 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 			lastTook = took
 		}
 		if err != nil && looks != nil {
-			// Whatever keeps the lanes from being looked into must not keep leases from ending.
+			// Whatever keeps the lanes from being looked into, or the sessions, must not keep leases from ending.
 			e.sweepFailed(ctx, "looking into lanes", err)
-			t, err = e.tick(ctx, nil, leases, false)
+			keepAt = time.Time{}
+			t, err = e.tick(ctx, nil, sessions{}, leases, false)
 		}
 		if err != nil {
 			e.sweepFailed(ctx, "looking for what is due", err)
@@ -75,6 +90,7 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 		for id, probed := range t.Probed {
 			e.hub(id).looked(probed)
 		}
+		e.heedKept(ctx, present, t.Kept)
 		if t.Parked && probing {
 			select {
 			case e.unsettled <- struct{}{}:
@@ -111,14 +127,18 @@ const (
 	leaseLookShare = 10
 )
 
-func (e *Engine) tick(ctx context.Context, looks map[int32]store.Look, leases, whole bool) (store.Tick, error) {
+func (e *Engine) tick(ctx context.Context, looks map[int32]store.Look, present sessions, leases, whole bool) (store.Tick, error) {
 	timeout := flushTimeout
 	if whole {
 		timeout = wholeTimeout
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return e.store.Tick(ctx, looks, leases)
+	t, err := e.store.Tick(ctx, looks, present.ids, present.epochs, leases)
+	if err == nil {
+		e.pulse.Store(&pulse{database: t.At, local: time.Now()})
+	}
+	return t, err
 }
 
 // looks lists, by namespace, what to look into for the sessions of this server. A whole one begins at each lane's beginning.
@@ -212,50 +232,52 @@ func (h *hub) subscribed() []string {
 	return names
 }
 
-// keepLoop says that this server's sessions are alive, finds those that moved, and frees capacity whose reports landed on
-// other servers and were not heard of.
-func (e *Engine) keepLoop(ctx context.Context) error {
-	return every(ctx, func(ctx context.Context) time.Duration {
-		for _, h := range e.everyHub() {
-			if err := e.keep(ctx, h); err != nil {
-				e.sweepFailed(ctx, "keeping sessions", err)
-			}
-		}
-		if e.notifier.hears() {
-			return keepEvery
-		}
-		return time.Second
-	})
+// sessions are some of this server's, with the epoch that each stood in and the hub that has it.
+type sessions struct {
+	ids, epochs []int32
+	hubs        []*hub
 }
 
-func (e *Engine) keep(ctx context.Context, h *hub) error {
-	ids, epochs, quiet := h.presentSessions()
-	for _, s := range quiet {
-		h.leave(s)
+// presentSessions lists the sessions that are used, and takes leave of those that no poll has used for SessionLiveFor.
+func (e *Engine) presentSessions() (all sessions) {
+	for _, h := range e.everyHub() {
+		ids, epochs, quiet := h.presentSessions()
+		for _, s := range quiet {
+			e.workers.Go(func() { h.leave(s) }) // leases end meanwhile
+		}
+		all.ids, all.epochs = append(all.ids, ids...), append(all.epochs, epochs...)
+		for range ids {
+			all.hubs = append(all.hubs, h)
+		}
 	}
-	if len(ids) == 0 {
-		return nil
+	return all
+}
+
+// heedKept heeds what became of sessions: it finds those that moved, and frees capacity whose reports landed on other servers and were not heard of.
+func (e *Engine) heedKept(ctx context.Context, asked sessions, kept []store.Kept) {
+	byHub := map[*hub]map[int32]int32{}
+	for i, h := range asked.hubs {
+		if byHub[h] == nil {
+			byHub[h] = map[int32]int32{}
+		}
+		byHub[h][asked.ids[i]] = asked.epochs[i]
 	}
-	kept, err := e.store.KeepSessions(ctx, ids, epochs)
-	if err != nil {
-		return err
+	for h, epochs := range byHub {
+		full := h.heedKept(kept, epochs)
+		if len(full) == 0 {
+			continue
+		}
+		// What memory holds now and the database does not was concluded elsewhere.
+		before := h.leasesOf(full)
+		within, cancel := context.WithTimeout(ctx, flushTimeout)
+		stands, err := e.store.LeaseTokens(within, full)
+		cancel()
+		if err != nil {
+			e.sweepFailed(ctx, "reading the leases of full sessions", err)
+			continue
+		}
+		h.reconcile(before, stands)
 	}
-	asked := make(map[int32]int32, len(ids))
-	for i, id := range ids {
-		asked[id] = epochs[i]
-	}
-	full := h.heedKept(kept, asked)
-	if len(full) == 0 {
-		return nil
-	}
-	// What memory holds now and the database does not was concluded elsewhere.
-	before := h.leasesOf(full)
-	stands, err := e.store.LeaseTokens(ctx, full)
-	if err != nil {
-		return err
-	}
-	h.reconcile(before, stands)
-	return nil
 }
 
 // presentSessions lists the sessions that are used, and those that no poll has used for SessionLiveFor.
@@ -285,7 +307,7 @@ func (h *hub) heedKept(kept []store.Kept, asked map[int32]int32) (full []int32) 
 	defer h.mu.Unlock()
 	for _, k := range kept {
 		s := h.sessions[k.SessionID]
-		if s == nil || s.epoch != asked[k.SessionID] {
+		if epoch, ours := asked[k.SessionID]; s == nil || !ours || s.epoch != epoch {
 			continue
 		}
 		s.drained = k.Drained

@@ -70,32 +70,3 @@ func callerUnary(who Authenticate) grpc.UnaryServerInterceptor {
 		return handler(ctx, req)
 	}
 }
-
-func callerStream(who Authenticate) grpc.StreamServerInterceptor {
-	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		return handler(srv, &identified{ServerStream: stream, who: who, method: info.FullMethod, ctx: stream.Context()})
-	}
-}
-
-// identified is a stream whose caller is found out by its first message.
-type identified struct {
-	grpc.ServerStream
-	who    Authenticate
-	method string
-	ctx    context.Context //nolint:containedctx // it is how gRPC hands a stream's context on
-}
-
-// Context is the call's, with the caller in it once the first message has come.
-func (s *identified) Context() context.Context { return s.ctx }
-
-// RecvMsg receives a message and finds out who sent it.
-func (s *identified) RecvMsg(m any) error {
-	if err := s.ServerStream.RecvMsg(m); err != nil {
-		return err
-	}
-	ctx, err := identify(s.ctx, s.who, s.method, m)
-	if err == nil {
-		s.ctx = ctx
-	}
-	return err
-}

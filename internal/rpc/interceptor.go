@@ -52,38 +52,33 @@ func (s *Services) Interceptors(a Around) []grpc.ServerOption {
 	if a.Panicked == nil {
 		a.Panicked = func() {}
 	}
-	ours := selector.MatchFunc(func(_ context.Context, c interceptors.CallMeta) bool { return strings.HasPrefix(c.Service, "tasker.") })
+	ours := selector.MatchFunc(func(_ context.Context, c interceptors.CallMeta) bool {
+		return strings.HasPrefix(c.Service, ourServices)
+	})
 	only := func(i grpc.UnaryServerInterceptor) grpc.UnaryServerInterceptor {
 		return selector.UnaryServerInterceptor(i, ours)
 	}
-	onlyStream := func(i grpc.StreamServerInterceptor) grpc.StreamServerInterceptor {
-		return selector.StreamServerInterceptor(i, ours)
-	}
-	recovered := recovery.WithRecoveryHandlerContext(func(ctx context.Context, p any) error {
+	recovered := func(ctx context.Context, p any) error {
 		a.Panicked()
 		s.log.ErrorContext(ctx, "panic in a call", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		return errPanic
-	})
+	}
 	return []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(append(a.OuterUnary[:len(a.OuterUnary):len(a.OuterUnary)],
 			only(logUnary(s.log)),
 			only(deadlineUnary(a.Timeout)),
 			s.statusUnary,
-			recovery.UnaryServerInterceptor(recovered),
+			recovery.UnaryServerInterceptor(recovery.WithRecoveryHandlerContext(recovered)),
 			only(gateUnary(a.Gate)),
 			only(callerUnary(a.Authenticate)),
 			only(s.rules.unary),
 		)...),
-		grpc.ChainStreamInterceptor(append(a.OuterStream[:len(a.OuterStream):len(a.OuterStream)],
-			onlyStream(logging.StreamServerInterceptor(logTo(s.log), logOptions()...)),
-			s.statusStream,
-			recovery.StreamServerInterceptor(recovered),
-			onlyStream(gateStream(a.Gate)),
-			onlyStream(callerStream(a.Authenticate)),
-			onlyStream(s.rules.stream),
-		)...),
+		grpc.ChainStreamInterceptor(append(a.OuterStream[:len(a.OuterStream):len(a.OuterStream)], s.streamInterceptor(a, recovered))...),
 	}
 }
+
+// ourServices begins the names of Tasker's own services; others are gRPC's.
+const ourServices = "tasker."
 
 var errPanic = errors.New("panic")
 
@@ -160,10 +155,6 @@ func (s *Services) statusUnary(ctx context.Context, req any, info *grpc.UnarySer
 	return resp, s.told(ctx, info.FullMethod, err)
 }
 
-func (s *Services) statusStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return s.told(stream.Context(), info.FullMethod, handler(srv, stream))
-}
-
 // told is an error as the status it becomes. gRPC's own statuses, such as an unknown method's, are left as they are; a wrapped
 // one is not meant for the caller.
 func (s *Services) told(ctx context.Context, method string, err error) error {
@@ -184,15 +175,6 @@ func gateUnary(gate func() error) grpc.UnaryServerInterceptor {
 			return nil, err
 		}
 		return handler(ctx, req)
-	}
-}
-
-func gateStream(gate func() error) grpc.StreamServerInterceptor {
-	return func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		if err := gate(); err != nil {
-			return err
-		}
-		return handler(srv, stream)
 	}
 }
 
@@ -237,25 +219,4 @@ func (r *rules) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, han
 		}
 	}
 	return handler(ctx, req)
-}
-
-func (r *rules) stream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return handler(srv, &checked{ServerStream: stream, rules: r})
-}
-
-// checked is a stream whose messages are held against the rules as they come.
-type checked struct {
-	grpc.ServerStream
-	rules *rules
-}
-
-// RecvMsg receives a message and checks it.
-func (s *checked) RecvMsg(m any) error {
-	if err := s.ServerStream.RecvMsg(m); err != nil {
-		return err
-	}
-	if m, ok := m.(proto.Message); ok {
-		return s.rules.check(m)
-	}
-	return nil
 }

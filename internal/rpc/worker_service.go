@@ -33,15 +33,15 @@ type workerService struct {
 // ReadySteps streams steps to a worker.
 func (s *workerService) ReadySteps(req *pb.ReadyStepsRequest, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse]) error {
 	ctx := stream.Context()
-	reg, strange := registered(caller(ctx).Namespace, req)
-	reg.HeartbeatInterval = req.GetHeartbeatInterval().AsDuration()
-	work, err := s.engine.Open(ctx, reg)
-	if err != nil {
+	var work *engine.Stream
+	err := apart(func() (err error) {
+		work, err = s.openStream(ctx, req, stream)
 		return err
+	})
+	if work != nil {
+		defer work.Close()
 	}
-	defer work.Close()
-	s.clock.learn(work.Opened().ServerTime)
-	if err := stream.Send(s.openedFrame(work.Opened(), strange)); err != nil {
+	if err != nil {
 		return err
 	}
 	aged, err := s.sendFrames(ctx, work, stream, s.streamAge())
@@ -49,11 +49,23 @@ func (s *workerService) ReadySteps(req *pb.ReadyStepsRequest, stream grpc.Server
 		return err
 	}
 	// A worker that does not move in time finds its stream ended with OK, which says the same.
-	if err := stream.Send(s.frame(&engine.Frame{Draining: true})); err != nil {
+	if err := s.sendFrame(ctx, stream, &engine.Frame{Draining: true}); err != nil {
 		return err
 	}
 	_, err = s.sendFrames(ctx, work, stream, s.settings.DrainGrace)
 	return err
+}
+
+// openStream opens a worker's stream and tells it so. The stream is to be closed even if that fails.
+func (s *workerService) openStream(ctx context.Context, req *pb.ReadyStepsRequest, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse]) (*engine.Stream, error) {
+	reg, strange := registered(caller(ctx).Namespace, req)
+	reg.HeartbeatInterval = req.GetHeartbeatInterval().AsDuration()
+	work, err := s.engine.Open(ctx, reg)
+	if err != nil {
+		return nil, err
+	}
+	s.clock.learn(work.Opened().ServerTime)
+	return work, stream.Send(s.openedFrame(work.Opened(), strange))
 }
 
 // streamAge is how old a stream gets: not all that were opened together shall move together.
@@ -78,11 +90,18 @@ func (s *workerService) sendFrames(ctx context.Context, work *engine.Stream, str
 		case err != nil:
 			return false, err
 		}
-		if err := stream.Send(s.frame(&f)); err != nil {
-			s.undelivered(ctx, f.Step)
+		if err := s.sendFrame(ctx, stream, &f); err != nil {
 			return false, err
 		}
 	}
+}
+
+func (s *workerService) sendFrame(ctx context.Context, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse], f *engine.Frame) error {
+	err := stream.Send(s.frame(f))
+	if err != nil {
+		s.undelivered(ctx, f.Step)
+	}
+	return err
 }
 
 // undelivered hands back a step that could not be sent. If that fails too, its delivery lease runs out.

@@ -190,7 +190,7 @@ func (x *crossing) meet(s *store.Store) {
 	for _, f := range shuffled(x.sessions) {
 		ids, epochs = append(ids, f.SessionID), append(epochs, f.Epoch)
 	}
-	_, err := s.KeepSessions(x.Context(), ids, epochs)
+	_, err := s.Tick(x.Context(), nil, ids, epochs, true)
 	x.refusal(err)
 	if rand.IntN(50) == 0 {
 		_, _, _, err := s.OpenSession(x.Context(), x.ns, [16]byte{2}, store.Session{
@@ -205,7 +205,7 @@ func (x *crossing) sweep(s *store.Store) {
 	x.batches.Add(1)
 	switch rand.IntN(3) {
 	case 0:
-		_, err := s.Tick(x.Context(), map[int32]store.Look{x.ns: {Handlers: []string{"work"}}}, true)
+		_, err := s.Tick(x.Context(), map[int32]store.Look{x.ns: {Handlers: []string{"work"}}}, nil, nil, true)
 		x.refusal(err)
 		unsettled, err := s.Unsettled(x.Context())
 		x.refusal(err)

@@ -32,3 +32,6 @@ func (s *Store) Preview(ctx context.Context, namespaceID int32, claim *Claim, fi
 	}
 	return grants, err
 }
+
+// CopyFrom is how many steps a submit must have for COPY to store them.
+const CopyFrom = copyFrom

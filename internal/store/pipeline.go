@@ -50,6 +50,17 @@ func (p *pipeline) send(ctx context.Context, statements *pgx.Batch) error {
 	return p.conn.SendBatch(ctx, statements).Close()
 }
 
+// copyIn puts rows into a table by COPY. It takes round trips of its own.
+func (p *pipeline) copyIn(ctx context.Context, table string, columns []string, rows pgx.CopyFromSource) error {
+	if !p.begun {
+		if err := p.send(ctx, &pgx.Batch{}); err != nil {
+			return err
+		}
+	}
+	_, err := p.conn.Conn().CopyFrom(ctx, pgx.Identifier{table}, columns, rows)
+	return err
+}
+
 // commit runs the last batch and commits. relaxed leaves the commit's durability to the next flush of the log: only for
 // what is no loss when forgotten.
 func (p *pipeline) commit(ctx context.Context, statements *pgx.Batch, relaxed bool) error {

@@ -79,7 +79,7 @@ func (s *Store) Turn(ctx context.Context, namespaceID int32, tasks []NewTask, re
 		}
 		var createdAt time.Time
 		if len(fresh) > 0 {
-			s.queueSubmit(b, namespaceID, fresh, &createdAt, &f.Change)
+			s.queueSubmit(b, namespaceID, fresh, false, &createdAt, &f.Change)
 		}
 		// Each of the two statements locks in order, but the two together only if all is locked before. And where heartbeats
 		// move the leases, a statement that waits for one wakes up with an old snapshot: locked before, they are all in the

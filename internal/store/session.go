@@ -77,15 +77,6 @@ type Kept struct {
 	Superseded bool // a later instance has its worker_id
 }
 
-// KeepSessions says that sessions are alive, and tells what became of each.
-func (s *Store) KeepSessions(ctx context.Context, sessionIDs, epochs []int32) ([]Kept, error) {
-	rows, err := s.Cold.Query(ctx, sqlText("keep_sessions"), sessionIDs, epochs, s.at())
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, pgx.RowToStructByPos[Kept])
-}
-
 // LeaseTokens reads the tokens of the leases that sessions hold.
 func (s *Store) LeaseTokens(ctx context.Context, sessionIDs []int32) (map[[16]byte]bool, error) {
 	rows, err := s.Cold.Query(ctx, sqlText("lease_tokens"), sessionIDs)

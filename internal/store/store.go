@@ -56,6 +56,9 @@ func Open(ctx context.Context, config *pgxpool.Config, hotConns int32) (*Store, 
 	hot := config.Copy()
 	hot.MaxConns = hotConns
 	hot.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = stalled
+	// pgx asks a connection that was idle for a second whether it lives. The engine's look comes hardly oftener, and fails by
+	// itself on one that does not.
+	hot.ShouldPing = func(_ context.Context, p pgxpool.ShouldPingParams) bool { return p.IdleDuration > 2*time.Second }
 	for k, v := range HotSettings {
 		hot.ConnConfig.RuntimeParams[k] = v
 	}

@@ -94,9 +94,15 @@ func (s *Store) Submit(ctx context.Context, namespaceID int32, tasks []NewTask, 
 			}
 			return p.commit(ctx, &pgx.Batch{}, false)
 		}
+		copied := countSteps(fresh) >= copyFrom
+		if copied {
+			if err := p.copyIn(ctx, "step", stepColumns, &stepRows{tasks: fresh}); err != nil {
+				return err
+			}
+		}
 		b := &pgx.Batch{}
 		var createdAt time.Time
-		s.queueSubmit(b, namespaceID, fresh, &createdAt, &change)
+		s.queueSubmit(b, namespaceID, fresh, copied, &createdAt, &change)
 		if err := p.commit(ctx, b, false); err != nil {
 			return err
 		}
@@ -258,10 +264,16 @@ type submitRows struct {
 	stepNotBefore                []*time.Time
 }
 
-func (s *Store) queueSubmit(b *pgx.Batch, namespaceID int32, tasks []*NewTask, createdAt *time.Time, change *Change) {
+// queueSubmit stores tasks, with their steps unless these were copied before.
+func (s *Store) queueSubmit(b *pgx.Batch, namespaceID int32, tasks []*NewTask, copied bool, createdAt *time.Time, change *Change) {
 	var r submitRows
 	for _, t := range tasks {
 		r.addTask(t)
+		if copied {
+			r.addRoots(t)
+		} else {
+			r.addSteps(t)
+		}
 	}
 	each(b, "submit", func(rows pgx.Rows) error {
 		var (
@@ -297,9 +309,22 @@ func (r *submitRows) addTask(t *NewTask) {
 	r.stepCount = append(r.stepCount, int32(len(t.Steps))) //nolint:gosec // ≤ 10,000
 	r.notBefore, r.deadline = append(r.notBefore, t.NotBefore), append(r.deadline, t.Deadline)
 	r.trace, r.createdBy = append(r.trace, orNil(t.TraceContext)), append(r.createdBy, t.Actor)
+}
+
+func (r *submitRows) addSteps(t *NewTask) {
 	edges := childEdges(t.Steps)
 	for i, step := range t.Steps {
 		r.addStep(t, i, step, &edges[i])
+	}
+}
+
+// addRoots adds the steps that are to be made runnable, and of them no more than that takes.
+func (r *submitRows) addRoots(t *NewTask) {
+	for i, step := range t.Steps {
+		if len(step.Parents) == 0 {
+			r.stepTask, r.stepNo, r.lane = append(r.stepTask, int64(t.ID)), append(r.stepNo, int32(i+1)), append(r.lane, t.Lanes[i])
+			r.stepNotBefore = append(r.stepNotBefore, t.NotBefore)
+		}
 	}
 }
 

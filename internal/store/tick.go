@@ -11,25 +11,56 @@ import (
 
 // Tick is what time alone has brought about, and what stands in the lanes that were asked about.
 type Tick struct {
-	ExpiresAt *time.Time // when the next lease ends; nil: nothing runs, or it was not asked for
+	ExpiresAt *time.Time // when the next lease ends; nil: nothing runs
 	At        time.Time  // the clock it was judged by
 	Overdue   bool       // a deadline has passed
 	Parked    bool       // some step is parked: its task may be unsettled
 	Probed    map[int32][]Probed
+	Kept      []Kept
 }
 
-// Tick looks once at what time brings about, and into lanes, by namespace: one round trip, whatever is asked.
-// When the next lease ends is told if leases is true: all of them are read for it.
-func (s *Store) Tick(ctx context.Context, looks map[int32]Look, leases bool) (t Tick, err error) {
-	b := &pgx.Batch{}
-	b.Queue(sqlText("tick"), s.at(), leases).QueryRow(func(row pgx.Row) error {
-		return row.Scan(&t.ExpiresAt, &t.At, &t.Overdue, &t.Parked)
-	})
-	t.Probed = make(map[int32][]Probed, len(looks))
+// Tick looks once at what time brings about, and into lanes, by namespace, and says that sessions are alive, which stand in
+// epochs: one statement, whatever is asked. It fails where nothing can be written. When the next lease ends is told if leases is
+// true: all of them are read for it.
+func (s *Store) Tick(ctx context.Context, looks map[int32]Look, sessionIDs, epochs []int32, leases bool) (t Tick, err error) {
+	var (
+		namespaceIDs, lanes                             []int32
+		after                                           []int64
+		names                                           []string
+		laneIDs, laneNamespaces, priorities, circuitIDs []int32
+		laneHandlers, circuits                          []string
+		generations                                     []int64
+		probedAt                                        time.Time
+		seqs, returned                                  []*int64
+		dueAt                                           []*time.Time
+		horizon                                         Horizon
+		ids                                             []int32
+		kept, drained, superseded                       []bool
+	)
 	for namespaceID, look := range looks {
-		queueProbe(b, namespaceID, look, func(p Probed) { t.Probed[namespaceID] = append(t.Probed[namespaceID], p) })
+		for _, name := range look.Handlers {
+			namespaceIDs, names = append(namespaceIDs, namespaceID), append(names, name)
+		}
+		lanes, after = append(lanes, look.Lanes...), append(after, look.After...)
 	}
-	return t, s.Hot.SendBatch(ctx, b).Close()
+	if err := s.Hot.QueryRow(ctx, sqlText("tick"), s.at(), namespaceIDs, names, sessionIDs, epochs, leases, lanes, after).Scan(
+		&t.ExpiresAt, &t.At, &t.Overdue, &t.Parked, &probedAt, &laneIDs, &laneNamespaces, &laneHandlers, &circuits, &priorities, &circuitIDs,
+		&generations, &seqs, &returned, &dueAt, &horizon.Drawn, &horizon.Oldest, &horizon.Next, &ids, &kept, &drained, &superseded); err != nil {
+		return Tick{}, err
+	}
+	t.Probed = make(map[int32][]Probed, len(looks))
+	for i, id := range laneIDs {
+		l := Lane{
+			ID: id, NamespaceID: laneNamespaces[i], Handler: laneHandlers[i], Circuit: circuits[i], Priority: int(priorities[i]), CircuitID: circuitIDs[i],
+		}
+		t.Probed[l.NamespaceID] = append(t.Probed[l.NamespaceID], Probed{
+			Lane: l, CircuitGeneration: generations[i], Seq: seqs[i], Returned: returned[i], DueAt: dueAt[i], At: probedAt, Horizon: horizon,
+		})
+	}
+	for i, id := range ids {
+		t.Kept = append(t.Kept, Kept{SessionID: id, Kept: kept[i], Drained: drained[i], Superseded: superseded[i]})
+	}
+	return t, nil
 }
 
 // Unsettled finds tasks that ended in error without a note of it, at most 500. It reads all parked rows.

@@ -1,5 +1,6 @@
 -- Stores whole tasks and makes their roots runnable. New rows under fresh ids: nobody else can be touching them.
--- Steps whose task starts later wait in backoff until not_before.
+-- Steps whose task starts later wait in backoff until not_before. A step without a name is stored already, by COPY, which costs
+-- less than this from some hundred steps on: only roots are given so, and only to be made runnable.
 -- $1 at timestamptz, $2 namespace_id int,
 -- tasks: $3 task_id bigint[], $4 name text[], $5 template_name text[], $6 template_version text[], $7 context text[], $8 labels text[]
 --   (array literals), $9 step_count int[], $10 not_before timestamptz[], $11 deadline timestamptz[], $12 trace_context text[], $13 created_by text[]
@@ -34,7 +35,7 @@ new_step as (
   select task_id, step_no, lane_id, name, retry_limit, retryable, max_lost_leases, parents::int[], children::int[],
     join_children::int[], join_stripe::smallint[], join_need::int[], backoff_initial, backoff_multiplier, backoff_max,
     backoff_jitter, max_retry_after, lease_duration, run_timeout, max_elapsed, non_retryable_codes::text[], handler_config
-  from given
+  from given where name is not null
 ),
 root as (
   insert into ready (lane_id, task_id, step_no, runnable_at)
