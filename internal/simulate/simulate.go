@@ -85,7 +85,7 @@ type Trip struct {
 	Observed int        `json:"observed"` // in the window, when it was judged
 	Failed   int        `json:"failed"`
 	Slow     int        `json:"slow"`
-	Reopened int        `json:"reopened"`  // how often probes or waves failed
+	Reopened int        `json:"reopened"` // how often probes or waves failed
 	Open     Seconds    `json:"openSeconds"`
 	PassedAt *time.Time `json:"passedAt"` // when the probes had passed for good; nil: not within the time
 	ClosedAt *time.Time `json:"closedAt"` // nil: not within the time
