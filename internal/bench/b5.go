@@ -25,7 +25,7 @@ import (
 // meanwhile meets both.
 var b5Scenario = scenario{
 	name:  "B5",
-	about: "claims of a hundred steps from backlogs of very different size: ready, blocked, backing off, and in lanes nobody subscribes to",
+	about: "claims of a hundred steps from backlogs of very different size: ready, blocked, backing off, and behind an open circuit",
 	estimate: func(s *sizes) time.Duration {
 		rows := 3*s.backlogs[len(s.backlogs)-1] + s.aside
 		claims := time.Duration(s.claimTurns*s.claims*(len(s.backlogs)+3)*2) * 6 * time.Millisecond
@@ -88,8 +88,17 @@ func runB5(ctx context.Context, w *world) (err error) {
 		{"equal", w.backlogs[0], func() error { return nil }},
 		{"backing_off", largest, aside("backing off", largest, waiting)},
 		{"blocked", largest, aside("blocked", largest, blocked())},
-		// There are no circuits yet. An open one is a lane that is left out of the claim, as one is that nobody subscribes to.
-		{"unsubscribed", w.aside, aside("unsubscribed", w.aside, oneStep("aside", asideHandler))},
+		// Each claim names a lane behind an open circuit, too, as a server's does that has not heard of it. On the one side a few
+		// steps stand behind it.
+		{"open_circuit", w.aside, func() error {
+			for i, side := range sides {
+				if err := side.openGate(ctx, []int64{1, w.aside}[i]); err != nil {
+					return err
+				}
+			}
+			recordTrips(w.doc, many.gate)
+			return nil
+		}},
 	}
 	have := w.backlogs[0]
 	for _, size := range w.backlogs[1:] {
@@ -123,6 +132,11 @@ func runB5(ctx context.Context, w *world) (err error) {
 		many.times.recordIn(w.doc, key)
 		w.doc.Set(key+".rows", float64(l.size))
 		w.doc.Set(key+".floor.p50_ms", few.times.ms(50))
+		if l.key == "open_circuit" {
+			for _, side := range sides {
+				side.closeGate()
+			}
+		}
 		r := row{name: key, unit: "ms p99 claim(100)", ours: many.times.ms(99), floor: few.times.ms(99), beside: fmt.Sprintf("backlog of %d", w.backlogs[0])}
 		r.ratio = r.ours / r.floor
 		if l.key != "equal" {
@@ -167,6 +181,7 @@ type claimant struct {
 	fence     store.SessionFence
 	cursor    int64
 	times     *latencies
+	gate      *openGate // nil: the claims name no lane behind a circuit
 }
 
 func (w *world) openClaimant(ctx context.Context) (*claimant, error) {
@@ -207,7 +222,11 @@ func (c *claimant) turn(ctx context.Context, claims int) error {
 			want.Slots[i] = c.fence.SessionID
 		}
 		begun := time.Now()
-		grants, _, err := c.store.Claim(ctx, c.namespace, &store.Claim{Lanes: []store.LaneWant{want}, Sessions: []store.SessionFence{c.fence}})
+		claim := &store.Claim{Lanes: []store.LaneWant{want}, Sessions: []store.SessionFence{c.fence}}
+		if c.gate != nil {
+			c.gate.join(claim, false, c.fence.SessionID)
+		}
+		grants, _, err := c.store.Claim(ctx, c.namespace, claim)
 		c.times.record(time.Since(begun))
 		if err != nil {
 			return fmt.Errorf("claiming: %w", err)

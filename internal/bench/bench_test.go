@@ -105,7 +105,7 @@ var scenarios = map[string]shown{
 		rows:     []string{"B4.due", "B4.beside"},
 	},
 	"B5": {
-		positive: []string{"B5.equal.p99_ms", "B5.backing_off.ratio", "B5.blocked.ratio", "B5.unsubscribed.ratio", "B5.ready_600.ratio"},
+		positive: []string{"B5.equal.p99_ms", "B5.backing_off.ratio", "B5.blocked.ratio", "B5.open_circuit.ratio", "B5.trip.wal_bytes", "B5.release.wal_bytes", "B5.ready_600.ratio"},
 		rows:     []string{"B5.equal", "B5.blocked"},
 	},
 	"B6": {
