@@ -90,7 +90,7 @@ func complete(cmd *cobra.Command, flag string, words []string) {
 
 func circuitStates() (words []string) {
 	for i := range taskerv1.CircuitState(0).Descriptor().Values().Len() - 1 {
-		words = append(words, word(taskerv1.CircuitState(i+1))) //nolint:gosec // A handful.
+		words = append(words, word(taskerv1.CircuitState(i+1)))
 	}
 	return words
 }

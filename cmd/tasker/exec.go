@@ -166,6 +166,8 @@ type output struct {
 	HTTPStatus *int32          `json:"http_status"`
 	Details    json.RawMessage `json:"details"`
 	RetryAfter json.RawMessage `json:"retry_after"`
+	Reach      string          `json:"reach"` // circuit, or anything else: the step alone
+	Blame      string          `json:"blame"` // worker or step, or anything else: the dependency
 }
 
 // outcome is what the worker reports, from how the command ended and what it said.
@@ -209,7 +211,21 @@ func (s *said) outcome(err error) worker.Outcome {
 	if hint == "" {
 		hint = retryAfterText(said.RetryAfter)
 	}
-	return worker.RetryableFailure(failure, retryHint(hint)...)
+	return worker.RetryableFailure(failure, append(retryHint(hint), said.circuitHints()...)...)
+}
+
+// circuitHints are what the command said of its step's circuit.
+func (o output) circuitHints() (hints []worker.Hint) {
+	if o.Reach == "circuit" {
+		hints = append(hints, worker.ReachCircuit())
+	}
+	switch o.Blame {
+	case "worker":
+		hints = append(hints, worker.BlameOn(taskerv1.Blame_BLAME_WORKER))
+	case "step":
+		hints = append(hints, worker.BlameOn(taskerv1.Blame_BLAME_STEP))
+	}
+	return hints
 }
 
 // success takes standard output as the results, verbatim. Nothing at all is an empty object.

@@ -62,6 +62,12 @@ func described(outcome worker.Outcome) string {
 	case *taskerv1.StepRetryableFailure_RetryAfterHeader:
 		hint = " header " + retry.RetryAfterHeader
 	}
+	if retry := outcome.GetRetryableFailure(); retry.GetReach() == taskerv1.Reach_REACH_CIRCUIT {
+		hint += " reaching its circuit"
+	}
+	if blame := outcome.GetRetryableFailure().GetBlame(); blame != taskerv1.Blame_BLAME_UNSPECIFIED {
+		hint += " by " + blame.String()
+	}
 	status := ""
 	if failure.HttpStatus != nil {
 		status = fmt.Sprintf(" http %d", failure.GetHttpStatus())
@@ -97,6 +103,10 @@ func TestHowACommandEndsIsHowItsRunEnded(t *testing.T) {
 			"failure in the output", `echo '{"error_code":"CARD_DOWN","message":"try later","http_status":503,"retry_after":"5"}'; echo noise >&2; exit 1`,
 			`retryable CARD_DOWN http 503 header 5: try later`,
 		},
+		{"a failure that reaches the circuit", `echo '{"retry_after": 9, "reach": "circuit"}'; exit 75`, `retryable EXIT_75 header 9 reaching its circuit: exit status 75`},
+		{"a failure of the worker", `echo '{"blame": "worker", "reach": "step"}'; exit 75`, `retryable EXIT_75 by BLAME_WORKER: exit status 75`},
+		{"a failure of the step", `echo '{"blame": "step"}'; exit 1`, `retryable EXIT_1 by BLAME_STEP: exit status 1`},
+		{"blame on nobody known", `echo '{"blame": "fate"}'; exit 75`, `retryable EXIT_75: exit status 75`},
 		{"output that is no object", `echo '["retry_after"]'; exit 75`, `retryable EXIT_75: exit status 75`},
 		{"status out of range", `echo '{"http_status": 5000}'; exit 75`, `retryable EXIT_75: exit status 75`},
 		{"null", `echo '{"retry_after": null, "details": null}'; exit 75`, `retryable EXIT_75: exit status 75`},

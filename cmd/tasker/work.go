@@ -45,7 +45,8 @@ output. How it exits says how the run ended:
 
 A command that failed may write a JSON object with error_code, message, error_class, http_status, details and retry_after to
 standard output. retry_after is a number of seconds, or the text of a Retry-After header: seconds or an HTTP date. It may be
-written to file descriptor 3 instead. Without a message, the last 4 KiB of standard error are the message.
+written to file descriptor 3 instead. Without a message, the last 4 KiB of standard error are the message. "reach": "circuit" opens the
+step's shared circuit at once, until retry_after has passed. "blame": "worker" or "step" keeps the failure from being charged to it.
 
 In the command's environment: TASKER_ADDRESS, TASKER_NAMESPACE, TASKER_TASK_ID, TASKER_TASK_NAME, TASKER_STEP_ID, TASKER_STEP_NAME,
 TASKER_HANDLER, TASKER_ATTEMPT, TASKER_RETRY_LIMIT, TASKER_DISPATCH, TASKER_IDEMPOTENCY_KEY, TASKER_LEASE_TOKEN, TASKER_DEADLINE, and

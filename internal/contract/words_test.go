@@ -36,6 +36,9 @@ func TestEnumsSayTheWordsOfTheirSQLTypes(t *testing.T) {
 		{"dispatch_outcome", words(pb.DispatchOutcome(0).Type(), "DISPATCH_OUTCOME_")},
 		{"delay_source", words(pb.DelaySource(0).Type(), "DELAY_SOURCE_")},
 		{"park_reason", words(pb.ParkedReason(0).Type(), "PARKED_REASON_")},
+		{"circuit_state", words(pb.CircuitState(0).Type(), "CIRCUIT_STATE_")},
+		{"circuit_cause", words(pb.CircuitCause(0).Type(), "CIRCUIT_CAUSE_")},
+		{"failure_blame", words(pb.Blame(0).Type(), "BLAME_")},
 	} {
 		t.Run(c.sqlType, func(t *testing.T) {
 			var labels []string
@@ -60,6 +63,9 @@ func TestEnumsSayTheWordsOfTheirColumns(t *testing.T) {
 		words       []string
 	}{
 		{"step_readiness", "current_state", words(pb.StepState(0).Type(), "STEP_STATE_")},
+		{"step_readiness", "waiting_for", words(pb.WaitingFor(0).Type(), "WAITING_FOR_")},
+		{"circuit_health", "state", words(pb.CircuitState(0).Type(), "CIRCUIT_STATE_")},
+		{"circuit_events_v", "cause", words(pb.CircuitCause(0).Type(), "CIRCUIT_CAUSE_")},
 		{"task_execution", "status", words(pb.TaskState(0).Type(), "TASK_STATE_")},
 		{"task_execution", "execution_status", words(pb.ExecutionStatus(0).Type(), "EXECUTION_STATUS_")},
 		{"task_execution", "recommended_action", words(pb.RecommendedAction(0).Type(), "RECOMMENDED_ACTION_")},

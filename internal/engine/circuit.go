@@ -71,7 +71,8 @@ type circuitKey struct {
 
 // CircuitDefaults reads a namespace's default policy, as a circuit without a name.
 func (e *Engine) CircuitDefaults(ctx context.Context, namespace string) (*task.Circuit, error) {
-	id, err := e.namespace(ctx, namespace)
+	// A namespace that nobody has used yet has no row, and sets nothing.
+	id, _, err := e.findNamespace(ctx, namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +116,7 @@ func (e *Engine) HoldCircuit(ctx context.Context, namespace, name string, h task
 	}
 	now := e.clock.database(time.Now())
 	if h.Until != nil && (!h.Until.After(now) || !h.Until.After(h.From)) {
-		return nil, task.Invalid("until", "a hold ends in the future, and after it begins")
+		return nil, task.Invalid("ends_at", "a hold ends in the future, and after it begins")
 	}
 	return e.onCircuit(ctx, namespaceID, namespace, name, func(id int32) error { return e.store.HoldCircuit(ctx, id, h) })
 }

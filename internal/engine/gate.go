@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"context"
 	"time"
 
 	"github.com/taskerhq/tasker/internal/store"
@@ -166,19 +165,6 @@ func worthTelling(changed []int32, gates []store.Gate, reports int) []int32 {
 		}
 	}
 	return out
-}
-
-// lookAtGates reads what circuits let go, as after a change that did not come with it.
-func (h *hub) lookAtGates(ctx context.Context, ids []int32) error {
-	gates, err := h.e.store.Gates(ctx, ids)
-	if err != nil {
-		return err
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.heedGates(gates)
-	h.work.Broadcast()
-	return nil
 }
 
 // keptBack needs h.mu: whether a lane where something stands, or may, gives a session nothing because of its circuit.

@@ -73,6 +73,9 @@ func TestEnumsMirrorTheWordsOfTheDatabase(t *testing.T) {
 	same("ParkedReason", labels("park_reason"))
 	same("DispatchOutcome", labels("dispatch_outcome"))
 	same("DelaySource", labels("delay_source"))
+	same("CircuitState", labels("circuit_state"))
+	same("CircuitCause", labels("circuit_cause"))
+	same("Blame", labels("failure_blame"))
 
 	// The CASEs that give the other words, each known by words that only it has.
 	found := map[string]bool{}

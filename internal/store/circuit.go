@@ -2,7 +2,6 @@ package store
 
 import (
 	"cmp"
-	"context"
 	"maps"
 	"slices"
 	"time"
@@ -130,17 +129,6 @@ func (s *Store) queueGates(b *pgx.Batch, u circuitUse, gates *[]Gate) {
 		*gates = append(*gates, g)
 		return nil
 	}, s.at(), u.ids())
-}
-
-// Gates looks at what circuits let through, without locks.
-func (s *Store) Gates(ctx context.Context, ids []int32) (gates []Gate, err error) {
-	u := circuitUse{}
-	for _, id := range ids {
-		u.add(id, false)
-	}
-	b := &pgx.Batch{}
-	s.queueGates(b, u, &gates)
-	return gates, s.Hot.SendBatch(ctx, b).Close()
 }
 
 // reportedCircuits are the circuits that a flush touches: those of its claim, and alone those that its reports charge.

@@ -48,10 +48,14 @@ var HotSettings = map[string]string{
 	"jit":               "off",
 }
 
+// stalled ends a transaction whose server has stopped in the middle of it. What it has locked, a circuit above all, others need.
+const stalled = "10s"
+
 // Open makes a store on the database that config names. Hot statements get hotConns connections of their own.
 func Open(ctx context.Context, config *pgxpool.Config, hotConns int32) (*Store, error) {
 	hot := config.Copy()
 	hot.MaxConns = hotConns
+	hot.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = stalled
 	for k, v := range HotSettings {
 		hot.ConnConfig.RuntimeParams[k] = v
 	}
@@ -60,6 +64,7 @@ func Open(ctx context.Context, config *pgxpool.Config, hotConns int32) (*Store, 
 		return nil, fmt.Errorf("opening the hot pool: %w", err)
 	}
 	cold := config.Copy()
+	cold.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = stalled
 	cold.ConnConfig.RuntimeParams["jit"] = "off" // compiling takes longer than any of the cold statements
 	coldPool, err := pgxpool.NewWithConfig(ctx, cold)
 	if err != nil {

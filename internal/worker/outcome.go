@@ -51,6 +51,16 @@ func RetryAfterHeader(header string) Hint {
 	}
 }
 
+// ReachCircuit says that the failure concerns everything behind the step's shared circuit: it opens at once.
+func ReachCircuit() Hint {
+	return func(failure *taskerv1.StepRetryableFailure) { failure.Reach = taskerv1.Reach_REACH_CIRCUIT }
+}
+
+// BlameOn says whose fault the failure is. Unless it is the dependency's, the step's circuit is not charged with it.
+func BlameOn(blame taskerv1.Blame) Hint {
+	return func(failure *taskerv1.StepRetryableFailure) { failure.Blame = blame }
+}
+
 // NotCounted keeps the run from counting as an attempt.
 func NotCounted() Hint {
 	return func(failure *taskerv1.StepRetryableFailure) { failure.Accounting = taskerv1.Accounting_ACCOUNTING_SKIP }

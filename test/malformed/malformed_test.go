@@ -32,6 +32,7 @@ var designed = map[string]codes.Code{
 	"VALIDATION": codes.InvalidArgument, "DAG_CYCLE": codes.InvalidArgument, "UNKNOWN_DEPENDENCY": codes.InvalidArgument,
 	"DUPLICATE_STEP": codes.InvalidArgument, "PAYLOAD_TOO_LARGE": codes.InvalidArgument, "BAD_PAGE_TOKEN": codes.InvalidArgument,
 	"TASK_NOT_FOUND": codes.NotFound, "STEP_NOT_FOUND": codes.NotFound, "TEMPLATE_NOT_FOUND": codes.NotFound,
+	"CIRCUIT_NOT_FOUND":      codes.NotFound,
 	"IDEMPOTENCY_KEY_REUSED": codes.AlreadyExists, "TEMPLATE_VERSION_EXISTS": codes.AlreadyExists,
 	"LEASE_LOST": codes.FailedPrecondition, "RESULT_CONFLICT": codes.FailedPrecondition, "TASK_FINISHED": codes.FailedPrecondition,
 	"STEP_FINISHED": codes.FailedPrecondition, "STEP_NOT_IN_ERROR": codes.FailedPrecondition, "TASK_NOT_FINISHED": codes.FailedPrecondition,
@@ -40,7 +41,9 @@ var designed = map[string]codes.Code{
 }
 
 // waiting are the calls that may be meant to wait for something that does not come.
-var waiting = map[protoreflect.Name]bool{"ReadySteps": true, "WatchTask": true, "PollReadySteps": true, "SubmitTask": true, "DrainWorker": true}
+var waiting = map[protoreflect.Name]bool{
+	"ReadySteps": true, "WatchTask": true, "WatchCircuits": true, "PollReadySteps": true, "SubmitTask": true, "DrainWorker": true,
+}
 
 // patienceOf is how long a call may take.
 func patienceOf(method protoreflect.MethodDescriptor) time.Duration {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
 )
@@ -64,6 +65,10 @@ func (m *mess) text(f protoreflect.FieldDescriptor) string {
 		return m.one("h", "g", "s1")
 	case "name", "names", "step_names", "depends_on":
 		return m.one("t", "s1", "s2", "s3", "s4", "h", "made")
+	case "circuit", "circuits", "changed_circuits":
+		return m.one("c1", "c2", "c/3")
+	case "paths":
+		return m.one("rate", "max_probes", "window_duration", "open_duration", "nothing")
 	case "namespace":
 		return m.one("", "default", "other", "a.b-c_d")
 	case "results", "details", "checkpoint", "context", "handler_config", "context_schema":
@@ -178,15 +183,22 @@ func (m *mess) spoil(msg protoreflect.Message, depth int) {
 func (m *mess) right(name protoreflect.Name) proto.Message {
 	handlers := []*pb.HandlerSubscription{{Name: "h"}}
 	token, taskID, stepID := m.live(m.w.tokens), m.live(m.w.taskIDs), m.live(m.w.stepIDs)
+	calling := graph()
+	calling.Inline.Steps[0].Circuit = proto.String(m.one("c1", "c2"))
 	sub := &pb.TaskSubmission{
-		Name: proto.String("t"), Context: "{}", Definition: graph(), Labels: map[string]string{"a": "1"},
+		Name: proto.String("t"), Context: "{}", Definition: calling, Labels: map[string]string{"a": "1"},
 		Overrides: []*pb.StepOverride{{Name: "s1", RetryLimit: proto.Int32(5)}},
 	}
 	failed := &pb.ReportStepResultRequest{LeaseToken: token, Outcome: &pb.ReportStepResultRequest_RetryableFailure{
 		RetryableFailure: &pb.StepRetryableFailure{
 			Failure: &pb.Failure{ErrorCode: "E", Message: "m", Details: "{}", HttpStatus: proto.Int32(503)}, RetryHint: m.hint(),
+			Reach: pb.Reach_REACH_CIRCUIT, Blame: pb.Blame(m.IntN(4)),
 		},
-	}}
+	}, Observations: []*pb.CircuitObservation{{Circuit: "c1", Calls: 3, FailedCalls: 2, SlowCalls: 1}}}
+	ends := timestamppb.New(time.Now().Add(time.Duration(m.IntN(3)) * time.Second))
+	policy := &pb.CircuitPolicy{
+		WindowDuration: durationpb.New(time.Second), MinObservations: proto.Int32(2), OpenDuration: durationpb.New(time.Second), Rate: proto.Float64(50),
+	}
 	done := &pb.ReportStepResultRequest{LeaseToken: m.live(m.w.tokens), Outcome: &pb.ReportStepResultRequest_Success{Success: &pb.StepSuccess{Results: "{}"}}}
 	template := &pb.Template{Name: "made", ContextSchema: `{"type": "object"}`, Steps: graph().Inline.GetSteps()}
 	for _, r := range []proto.Message{
@@ -203,6 +215,9 @@ func (m *mess) right(name protoreflect.Name) proto.Message {
 		&pb.ListStepAttemptsRequest{StepId: stepID, PageSize: 2}, &pb.RetryStepRequest{StepId: stepID}, &pb.ResolveStepRequest{StepId: stepID},
 		&pb.CompleteStepRequest{StepId: stepID, Results: "{}"}, &pb.BulkRetryStepsRequest{Filter: &pb.BulkRetryFilter{Handlers: []string{"h"}}, MaxSteps: proto.Int32(3)},
 		&pb.RegisterTemplateRequest{Template: template}, &pb.GetTemplateRequest{Template: &pb.TemplateRef{Name: "made"}}, &pb.ListTemplatesRequest{PageSize: 2},
+		&pb.GetCircuitRequest{Circuit: "c1"}, &pb.ListCircuitsRequest{PageSize: 2}, &pb.ListCircuitEventsRequest{Circuit: proto.String("c2"), PageSize: 2},
+		&pb.SetCircuitPolicyRequest{Circuit: m.one("c1", "c2", ""), Policy: policy, Reason: "r"}, &pb.WatchCircuitsRequest{Circuits: []string{"c1", "c2"}},
+		&pb.HoldCircuitRequest{Circuit: "c1", Reason: "r", EndsAt: ends}, &pb.ReleaseCircuitRequest{Circuit: "c1"},
 	} {
 		if r.ProtoReflect().Descriptor().Name() == name {
 			return r

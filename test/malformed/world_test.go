@@ -97,7 +97,7 @@ func newWorld(t *testing.T) *world {
 	w.steps, w.templates = pb.NewStepServiceClient(w.conn), pb.NewTemplateServiceClient(w.conn)
 	for _, file := range []protoreflect.FileDescriptor{
 		pb.File_tasker_v1_task_service_proto, pb.File_tasker_v1_worker_service_proto, pb.File_tasker_v1_step_service_proto,
-		pb.File_tasker_v1_template_service_proto,
+		pb.File_tasker_v1_template_service_proto, pb.File_tasker_v1_circuit_service_proto,
 	} {
 		for i := range file.Services().Len() {
 			methods := file.Services().Get(i).Methods()
