@@ -132,12 +132,13 @@ func runB5(ctx context.Context, w *world) (err error) {
 		many.times.recordIn(w.doc, key)
 		w.doc.Set(key+".rows", float64(l.size))
 		w.doc.Set(key+".floor.p50_ms", few.times.ms(50))
+		r := row{name: key, unit: "ms p99 claim(100)", ours: many.times.ms(99), floor: few.times.ms(99), beside: fmt.Sprintf("backlog of %d", w.backlogs[0])}
 		if l.key == "open_circuit" {
+			r.beside = fmt.Sprintf("%d behind it", gateFew)
 			for _, side := range sides {
 				side.closeGate()
 			}
 		}
-		r := row{name: key, unit: "ms p99 claim(100)", ours: many.times.ms(99), floor: few.times.ms(99), beside: fmt.Sprintf("backlog of %d", w.backlogs[0])}
 		r.ratio = r.ours / r.floor
 		if l.key != "equal" {
 			r.bar, r.met = fmt.Sprintf("≤ %g", flatBar), r.ratio <= flatBar
