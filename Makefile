@@ -22,7 +22,7 @@ TEST_FLAGS ?=
 ##@ See it
 
 .PHONY: demo
-demo: deps build ## Run the user registration workflow on failing services, killed workers and a killed server
+demo: deps build ## Run workflows on failing services, killed workers, a killed server and a service that is down
 	bin/tasker demo $(DEMO_FLAGS)
 
 .PHONY: bench

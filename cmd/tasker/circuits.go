@@ -38,7 +38,8 @@ With --watch the table is kept up to date on a terminal; elsewhere each change i
 	listing(cmd, remote)
 	list := &cobra.Command{Use: "list", Short: "List the shared circuits, as does the command without a word behind it", Args: exactly()}
 	listing(list, remote)
-	cmd.AddCommand(list, newCircuitGet(remote), newCircuitHold(remote), newCircuitRelease(remote), newCircuitPolicy(c, remote), newCircuitEvents(remote))
+	cmd.AddCommand(list, newCircuitGet(remote), newCircuitHold(remote), newCircuitRelease(remote), newCircuitPolicy(c, remote), newCircuitEvents(remote),
+		newCircuitSimulate(c, remote))
 	return cmd
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/taskerhq/tasker/examples/registration"
+	taskerv1 "github.com/taskerhq/tasker/gen/go/tasker/v1"
 )
 
 func init() { commands = append(commands, newDemo) }
@@ -29,11 +30,21 @@ var demoMutants = map[string]string{
 	"forge_journal":      "a worker's journal holds a report that was acknowledged and never made",
 	"drop_journal":       "a worker's journal has lost what it was given and said of one step",
 	"lose_task":          "a client's journal holds a submit that was acknowledged and is nowhere",
+	"no_circuit":         "in the outage, no step names the circuit",
+	"call_again":         "the workers in Go make each call that failed once more, and tell nobody",
 }
+
+// The chapters of the demo.
+const (
+	chapterRegistration = "registration"
+	chapterOutage       = "outage"
+)
 
 // demoOptions is what the command line says.
 type demoOptions struct {
 	tasks   int
+	imports int
+	chapter string
 	seed    uint64
 	python  string
 	keep    string
@@ -45,13 +56,19 @@ func newDemo(c *cli) *cobra.Command {
 	var options demoOptions
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Run a workflow on failing services, and kill workers and the server in the middle",
-		Long: `Run a user registration against four HTTP services that are slow, ask for patience, refuse, break and hang.
+		Short: "Run a workflow on failing services, kill workers and the server, and take a service down",
+		Long: `Run two chapters that go wrong on purpose, and check that nothing was lost by it.
 
+Chapter "registration": a user registration against four HTTP services that are slow, ask for patience, refuse, break and hang.
 The demo starts the services, a server with a PostgreSQL of its own, and workers in Go and in Python, each a process of its own
 on a loopback address. It submits tasks, kills two workers and the server with SIGKILL, starts them again, and shows how
 ready the steps are until every task is complete or rightly in error. Then three records that were kept apart are held
 against each other: the workers' and the client's journals, the services' memory, and the history in the database.
+
+Chapter "outage": user_service goes down for 20 seconds under 2,000 tasks, twice at the same time: once the steps name a shared
+circuit, once they do not. What the service had to bear, and what it cost the steps, is printed side by side. By the record of the
+circuit and of the attempts, by the journals and by the service's memory it is decided whether, with the circuit, the service was
+called no more than its probes and what was under way, no waiting step lost an attempt, and the waves of the recovery doubled.
 
 The workers in Python need python3 with the packages grpcio and grpcio-tools; "make demo" sees to that.
 
@@ -66,10 +83,18 @@ must be noticed: ` + mutantNames() + `.`,
 			if options.tasks < 1 || options.tasks > 5000 {
 				return usageError("--tasks %d: must be from 1 to 5000", options.tasks)
 			}
+			if options.imports < 500 || options.imports > 5000 {
+				return usageError("--outage-tasks %d: must be from 500 to 5000", options.imports)
+			}
+			if options.chapter != "" && options.chapter != chapterRegistration && options.chapter != chapterOutage {
+				return usageError("--chapter %s: must be %s or %s", options.chapter, chapterRegistration, chapterOutage)
+			}
 			return runDemo(cmd.Context(), c, options)
 		},
 	}
 	cmd.Flags().IntVar(&options.tasks, "tasks", 240, "how many users to register")
+	cmd.Flags().IntVar(&options.imports, "outage-tasks", 2000, "how many tasks the outage meets, with the circuit and again without")
+	cmd.Flags().StringVar(&options.chapter, "chapter", "", "only this `CHAPTER`: registration or outage; default: both")
 	cmd.Flags().Uint64Var(&options.seed, "seed", 1, "what the services do to whom is a function of this `NUMBER`")
 	cmd.Flags().StringVar(&options.python, "python", "", "the `PYTHON` that runs the workers in Python; default: .venv/bin/python, else python3")
 	cmd.Flags().StringVar(&options.keep, "keep", "", "put the database, journals and logs into this new `DIR` and leave them there")
@@ -96,8 +121,9 @@ type demo struct {
 	workers  []*demoWorker
 	journals []string
 	client   *demoClient
-	stubs    string     // the folder of the Python stubs
-	board    *demoBoard // nil while nothing is shown
+	sides    []*outageSide
+	stubs    string              // the folder of the Python stubs
+	board    interface{ hide() } // nil while nothing is shown
 }
 
 // runDemo is the story in order. Everything that it starts is ended when it returns.
@@ -139,13 +165,6 @@ func (d *demo) prepare(ctx context.Context) error {
 	if err := d.preparePython(ctx); err != nil {
 		return err
 	}
-	var err error
-	if d.services, err = registration.Start(ctx, d.seed); err != nil {
-		return err
-	}
-	for _, step := range registration.Steps {
-		d.say("%-21s listens on %s", step.Service, d.services.URLs[step.Service])
-	}
 	return nil
 }
 
@@ -171,47 +190,61 @@ func (d *demo) makeDir() error {
 	return os.Chmod(dir, 0o755) //nolint:gosec // PostgreSQL may run as another user, who must get through.
 }
 
-// run starts the workflow, breaks things, waits for the end, and judges.
+// run starts the server and tells the chapters. One whose promises were broken is the last.
 func (d *demo) run(ctx context.Context) error {
 	var err error
 	if d.server, err = d.startServer(ctx, "127.0.0.1:0"); err != nil {
 		return err
 	}
 	d.say("the server is process %d, ready on %s, with a PostgreSQL of its own", d.server.pid(), d.server.address)
-	if d.client, err = d.newClient(); err != nil {
-		return err
+	for _, chapter := range []struct {
+		name string
+		tell func(context.Context) (holds bool, err error)
+	}{{chapterRegistration, d.register}, {chapterOutage, d.outage}} {
+		if d.chapter != "" && d.chapter != chapter.name {
+			continue
+		}
+		if holds, err := chapter.tell(ctx); err != nil {
+			return err
+		} else if !holds {
+			return errPromiseBroken
+		}
 	}
-	if err := d.client.register(ctx); err != nil {
-		return err
+	return d.server.stop(ctx)
+}
+
+// register starts the workflow, breaks things, waits for the end, and judges.
+func (d *demo) register(ctx context.Context) (holds bool, err error) {
+	if d.services, err = registration.Start(ctx, d.seed); err != nil {
+		return false, err
+	}
+	for _, step := range registration.Steps {
+		d.say("%-21s listens on %s", step.Service, d.services.URLs[step.Service])
+	}
+	if d.client, err = d.newClient("default", registration.TemplateName); err != nil {
+		return false, err
+	}
+	if err := d.client.register(ctx, registration.TemplateYAML, func(*taskerv1.Template) {}); err != nil {
+		return false, err
 	}
 	for _, plan := range demoWorkers {
 		if _, err := d.startWorker(plan); err != nil {
-			return err
+			return false, err
 		}
 	}
 	board := d.newBoard()
 	defer func() { board.close(context.WithoutCancel(ctx)) }()
 	if err := d.breakThings(ctx, board); err != nil {
-		return err
+		return false, err
 	}
 	if err := board.await(ctx, "every task has ended", func(p demoProgress) bool { return p.ended == d.tasks }); err != nil {
-		return err
+		return false, err
 	}
 	board.close(ctx)
 	if err := d.stopWorkers(ctx); err != nil {
-		return err
+		return false, err
 	}
-	holds, err := d.judge(ctx)
-	if err != nil {
-		return err
-	}
-	if err := d.server.stop(ctx); err != nil {
-		return err
-	}
-	if !holds {
-		return errPromiseBroken
-	}
-	return nil
+	return d.judge(ctx)
 }
 
 // breakThings submits the tasks and, as they get on, kills what works on them.
@@ -289,6 +322,9 @@ func (d *demo) close(ctx context.Context) error {
 	var errs []error
 	if d.client != nil {
 		errs = append(errs, d.client.close())
+	}
+	for _, side := range d.sides {
+		errs = append(errs, side.close())
 	}
 	if d.services != nil {
 		errs = append(errs, d.services.Close())

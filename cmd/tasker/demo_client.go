@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"github.com/taskerhq/tasker/examples/registration"
 	taskerv1 "github.com/taskerhq/tasker/gen/go/tasker/v1"
 	"github.com/taskerhq/tasker/internal/history"
 	"github.com/taskerhq/tasker/internal/template"
@@ -30,19 +29,27 @@ type demoClient struct {
 	conn      *grpc.ClientConn
 	tasks     taskerv1.TaskServiceClient
 	templates taskerv1.TemplateServiceClient
+	circuits  taskerv1.CircuitServiceClient
 	journal   *history.Journal
+	namespace string
+	template  string
 
 	mu      sync.Mutex
 	taskIDs map[int64]int64 // by user
 	repeats int             // calls that had to be made again
 }
 
-func (d *demo) newClient() (*demoClient, error) {
+// newClient makes the client of a namespace, whose tasks are made of a template.
+func (d *demo) newClient(namespace, template string) (*demoClient, error) {
 	conn, err := worker.Dial(d.server.address, insecure.NewCredentials())
 	if err != nil {
 		return nil, err
 	}
-	path := filepath.Join(d.dir, "client.journal")
+	name := "client"
+	if namespace != "default" {
+		name += "-" + namespace
+	}
+	path := filepath.Join(d.dir, name+".journal")
 	journal, err := history.OpenJournal(path)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
@@ -52,19 +59,24 @@ func (d *demo) newClient() (*demoClient, error) {
 		conn:      conn,
 		tasks:     taskerv1.NewTaskServiceClient(conn),
 		templates: taskerv1.NewTemplateServiceClient(conn),
+		circuits:  taskerv1.NewCircuitServiceClient(conn),
 		journal:   journal,
+		namespace: namespace,
+		template:  template,
 		taskIDs:   make(map[int64]int64),
 	}, nil
 }
 
 func (c *demoClient) close() error { return errors.Join(c.journal.Close(), c.conn.Close()) }
 
-// register makes the template known.
-func (c *demoClient) register(ctx context.Context) error {
-	definition, err := template.Parse("user_registration.yaml", registration.TemplateYAML, "")
+// register makes a template known, after a change to it.
+func (c *demoClient) register(ctx context.Context, yaml []byte, change func(*taskerv1.Template)) error {
+	definition, err := template.Parse(c.template+".yaml", yaml, "")
 	if err != nil {
 		return err
 	}
+	definition.Namespace = c.namespace
+	change(definition)
 	_, err = c.templates.RegisterTemplate(ctx, &taskerv1.RegisterTemplateRequest{Template: definition})
 	if err != nil {
 		return fmt.Errorf("registering the template: %w", err)
@@ -83,18 +95,18 @@ func (c *demoClient) submit(ctx context.Context, from, to int) error {
 }
 
 func (c *demoClient) submitBatch(ctx context.Context, from, to int) error {
-	request := &taskerv1.BatchSubmitTasksRequest{}
+	request := &taskerv1.BatchSubmitTasksRequest{Namespace: c.namespace}
 	var keys []string
 	for user := from; user <= to; user++ {
 		key := "user-" + strconv.Itoa(user)
 		keys = append(keys, key)
 		request.Tasks = append(request.Tasks, &taskerv1.TaskSubmission{
-			Definition:     &taskerv1.TaskSubmission_Template{Template: &taskerv1.TemplateRef{Name: registration.TemplateName}},
+			Definition:     &taskerv1.TaskSubmission_Template{Template: &taskerv1.TemplateRef{Name: c.template}},
 			Context:        fmt.Sprintf(`{"user_id": %d, "email": "user-%d@example.org"}`, user, user),
 			IdempotencyKey: &key,
-			Labels:         map[string]string{"demo": "registration"},
+			Labels:         map[string]string{"demo": c.template},
 		})
-		if err := c.journal.Write(history.Entry{Kind: history.SubmitSent, Namespace: "default", Key: key}); err != nil {
+		if err := c.journal.Write(history.Entry{Kind: history.SubmitSent, Namespace: c.namespace, Key: key}); err != nil {
 			return err
 		}
 	}
@@ -111,7 +123,7 @@ func (c *demoClient) submitBatch(ctx context.Context, from, to int) error {
 			return fmt.Errorf("reading a task id: %w", err)
 		}
 		entry := history.Entry{
-			Kind: history.SubmitAnswered, Namespace: "default", Key: keys[place], TaskID: id, AlreadySubmitted: result.GetAlreadySubmitted(),
+			Kind: history.SubmitAnswered, Namespace: c.namespace, Key: keys[place], TaskID: id, AlreadySubmitted: result.GetAlreadySubmitted(),
 		}
 		if err := c.journal.Write(entry); err != nil {
 			return err

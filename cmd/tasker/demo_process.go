@@ -200,6 +200,8 @@ type workerPlan struct {
 	name   string
 	python bool
 	steps  []string
+	// side is the side of the outage that it works on. Nil: it works on the registrations.
+	side *outageSide
 }
 
 // demoWorkers share the steps so that each can be done by two of them, in two languages where it matters.
@@ -233,12 +235,16 @@ func (d *demo) startWorker(plan workerPlan) (*demoWorker, error) {
 		return nil, err
 	}
 	// Who was killed is taken for alive for a while, so the next one needs a name of its own.
-	args = append(args, "--address", d.server.address, "--worker-id", fmt.Sprintf("%s.%d", plan.name, life), "--journal", w.journal,
-		"--max-in-flight", fmt.Sprint(workerSlots))
+	namespace, slots, services := "default", workerSlots, d.services
+	if plan.side != nil {
+		namespace, slots, services = plan.side.namespace, outageSlots, plan.side.services
+	}
+	args = append(args, "--address", d.server.address, "--namespace", namespace, "--worker-id", fmt.Sprintf("%s.%d", plan.name, life),
+		"--journal", w.journal, "--max-in-flight", fmt.Sprint(slots))
 	for _, step := range plan.steps {
 		args = append(args, "--handler", step)
 	}
-	for name, url := range d.services.URLs {
+	for name, url := range services.URLs {
 		args = append(args, "--service", name+"="+url)
 	}
 	if w.child, err = d.launch(fmt.Sprintf("%s.%d", plan.name, life), nil, program, args...); err != nil {
@@ -260,7 +266,7 @@ func (d *demo) workerCommand(plan workerPlan) (program string, args []string, er
 	}
 	args = []string{"demo", "worker"}
 	switch d.mutant {
-	case "ignore_retry_after", "retry_refused":
+	case "ignore_retry_after", "retry_refused", "call_again":
 		args = append(args, "--defect", d.mutant)
 	}
 	return self, args, nil

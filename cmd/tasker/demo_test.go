@@ -51,7 +51,7 @@ func TestDemoKeepsItsPromises(t *testing.T) {
 		t.Fatal(err)
 	}
 	keep := filepath.Join(parent, "demo")
-	code, said := runDemoProcess(t, "", "--tasks", "30", "--keep", keep)
+	code, said := runDemoProcess(t, "", "--chapter", "registration", "--tasks", "30", "--keep", keep)
 	if code != 0 || strings.Contains(said, "BROKEN") || strings.Count(said, "  kept    ") != 7 {
 		t.Fatalf("exit status %d\n%s", code, said)
 	}
@@ -97,7 +97,35 @@ func TestDemoNoticesEachDefect(t *testing.T) {
 	} {
 		t.Run(mutant, func(t *testing.T) {
 			t.Parallel()
-			code, said := runDemoProcess(t, mutant, "--tasks", "12", "--seed", shortSeed)
+			code, said := runDemoProcess(t, mutant, "--chapter", "registration", "--tasks", "12", "--seed", shortSeed)
+			if code != 1 || !strings.Contains(said, noticed) {
+				t.Errorf("exit status %d, wanted 1 and %q\n%s", code, noticed, said)
+			}
+		})
+	}
+}
+
+func TestDemoKeepsItsPromisesInAnOutage(t *testing.T) {
+	t.Parallel()
+	code, said := runDemoProcess(t, "", "--chapter", "outage", "--outage-tasks", "600")
+	if code != 0 || strings.Contains(said, "BROKEN") || strings.Count(said, "  kept    ") != 4 {
+		t.Fatalf("exit status %d\n%s", code, said)
+	}
+	for _, wanted := range []string{"user_service is down", "with-circuit  user_service  open", "(1 rows)", "user_service is back", "calls to the dead service"} {
+		if !strings.Contains(said, wanted) {
+			t.Errorf("it does not say %q\n%s", wanted, said)
+		}
+	}
+}
+
+func TestDemoNoticesEachDefectInAnOutage(t *testing.T) {
+	for mutant, noticed := range map[string]string{
+		"no_circuit": "the circuit never opened",
+		"call_again": "BROKEN  from the trip on",
+	} {
+		t.Run(mutant, func(t *testing.T) {
+			t.Parallel()
+			code, said := runDemoProcess(t, mutant, "--chapter", "outage", "--outage-tasks", "500")
 			if code != 1 || !strings.Contains(said, noticed) {
 				t.Errorf("exit status %d, wanted 1 and %q\n%s", code, noticed, said)
 			}

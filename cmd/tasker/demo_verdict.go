@@ -92,20 +92,25 @@ func (d *demo) askOne(ctx context.Context, conn *pgx.Conn, query string, tasks [
 	if err != nil {
 		return err
 	}
+	_, err = d.showRows(rows)
+	return err
+}
+
+// showRows prints the first rows of an answer, and how many there are.
+func (d *demo) showRows(rows pgx.Rows) (count int, err error) {
 	defer rows.Close()
 	var heads []string
 	for _, field := range rows.FieldDescriptions() {
 		heads = append(heads, field.Name)
 	}
 	answer := d.printer.table(heads...)
-	count := 0
 	for ; rows.Next(); count++ {
 		if count >= queryRows {
 			continue
 		}
 		values, err := rows.Values()
 		if err != nil {
-			return err
+			return count, err
 		}
 		cells := make([]string, len(values))
 		for column, value := range values {
@@ -114,13 +119,13 @@ func (d *demo) askOne(ctx context.Context, conn *pgx.Conn, query string, tasks [
 		answer.add(cells...)
 	}
 	if err := rows.Err(); err != nil {
-		return err
+		return count, err
 	}
 	if err := answer.print(); err != nil {
-		return err
+		return count, err
 	}
 	_, err = fmt.Fprintf(d.cli.stdout, "(%d rows)\n", count)
-	return err
+	return count, err
 }
 
 // cell is a value as psql would print it, as far as the queries need.
@@ -205,19 +210,7 @@ func (v *verdict) faults(invariants, rules string) (faults []string) {
 func (d *demo) printVerdict(v *verdict) bool {
 	r, a := v.report, v.audited
 	holds := true
-	promise := func(faults []string, format string, args ...any) {
-		mark := d.printer.paint(styleGood, "kept  ")
-		if len(faults) > 0 {
-			mark, holds = d.printer.paint(styleBad, "BROKEN"), false
-		}
-		fmt.Fprintf(d.cli.stdout, "  %s  %s\n", mark, fmt.Sprintf(format, args...))
-		for _, fault := range faults[:min(len(faults), verdictFaults)] {
-			fmt.Fprintf(d.cli.stdout, "            %s\n", fault)
-		}
-		if more := len(faults) - verdictFaults; more > 0 {
-			fmt.Fprintf(d.cli.stdout, "            … and %d more\n", more)
-		}
-	}
+	promise := func(faults []string, format string, args ...any) { holds = d.promise(faults, format, args...) && holds }
 
 	fmt.Fprintf(d.cli.stdout, "\nTasks     %d: %d complete, %d in error\n", r.Tasks, r.States["complete"], r.States["error"])
 	fmt.Fprintf(d.cli.stdout, "Steps     %d: %d complete, %d failed for good, %d blocked behind those\n", r.Steps, r.Ended["complete"], r.Ended["error"], r.Ended["pending"])
@@ -243,6 +236,22 @@ func (d *demo) printVerdict(v *verdict) bool {
 	}
 	fmt.Fprintln(d.cli.stdout)
 	return holds
+}
+
+// promise prints one promise and what broke it, and says whether nothing did.
+func (d *demo) promise(faults []string, format string, args ...any) bool {
+	mark := d.printer.paint(styleGood, "kept  ")
+	if len(faults) > 0 {
+		mark = d.printer.paint(styleBad, "BROKEN")
+	}
+	fmt.Fprintf(d.cli.stdout, "  %s  %s\n", mark, fmt.Sprintf(format, args...))
+	for _, fault := range faults[:min(len(faults), verdictFaults)] {
+		fmt.Fprintf(d.cli.stdout, "            %s\n", fault)
+	}
+	if more := len(faults) - verdictFaults; more > 0 {
+		fmt.Fprintf(d.cli.stdout, "            … and %d more\n", more)
+	}
+	return len(faults) == 0
 }
 
 func allInvariants(r history.Report) string {

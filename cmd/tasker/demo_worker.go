@@ -22,10 +22,10 @@ import (
 // newDemoWorker makes the command that the demo runs as its workers in Go.
 func newDemoWorker(c *cli) *cobra.Command {
 	var (
-		address, id, journal, defect string
-		handlers                     []string
-		services                     map[string]string
-		slots                        int
+		address, namespace, id, journal, defect string
+		handlers                                []string
+		services                                map[string]string
+		slots                                   int
 	)
 	cmd := &cobra.Command{
 		Use:    "worker",
@@ -42,6 +42,7 @@ func newDemoWorker(c *cli) *cobra.Command {
 			defer cancel(nil)
 			config := worker.Config{
 				Client:      taskerv1.NewWorkerServiceClient(conn),
+				Namespace:   namespace,
 				WorkerID:    id,
 				MaxInFlight: slots,
 				ClientInfo:  "registration-go",
@@ -52,6 +53,7 @@ func newDemoWorker(c *cli) *cobra.Command {
 				Client:        &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: slots}},
 				DropHints:     defect == "ignore_retry_after",
 				RetryRefusals: defect == "retry_refused",
+				Impatient:     defect == "call_again",
 			}
 			if config.Subscriptions, err = caller.Subscriptions(handlers...); err != nil {
 				return err
@@ -76,6 +78,7 @@ func newDemoWorker(c *cli) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&address, "address", "", "the server's `HOST:PORT`")
+	flags.StringVar(&namespace, "namespace", "", "the `NAMESPACE` to work for")
 	flags.StringVar(&id, "worker-id", "", "the worker's `NAME`")
 	flags.StringVar(&journal, "journal", "", "the `FILE` to write down in what is seen")
 	flags.StringVar(&defect, "defect", "", "a planted `DEFECT`")

@@ -32,7 +32,13 @@ func (p Plan) Call(n int) Answer {
 	return p.After
 }
 
-var created = Answer{Status: 201}
+var (
+	created     = Answer{Status: 201}
+	unavailable = Answer{Status: 503}
+)
+
+// steadyLatency is how long a service without a plan takes.
+const steadyLatency = 25 * time.Millisecond
 
 // behaviour is a kind of plan, and how many users in a thousand meet it at one service.
 type behaviour struct {

@@ -20,6 +20,17 @@ const TemplateName = "user_registration"
 //go:embed user_registration.yaml
 var TemplateYAML []byte
 
+// ImportName is the name in the file of the second template, and UserService the circuit that it names.
+const (
+	ImportName  = "account_import"
+	UserService = "user_service"
+)
+
+// ImportYAML is a workflow of one step that calls a shared circuit.
+//
+//go:embed account_import.yaml
+var ImportYAML []byte
+
 // WorkerPython is the Python worker. It needs grpcio and the stubs that grpcio-tools makes of the contract.
 //
 //go:embed worker.py
@@ -52,7 +63,7 @@ type Step struct {
 
 // Steps are the steps of the template, parents first.
 var Steps = []Step{
-	{Name: CreateUserAccount, Service: "user_service", RetryLimit: 5},
+	{Name: CreateUserAccount, Service: UserService, RetryLimit: 5},
 	{Name: SetupBilling, Service: "billing_service", Parents: []string{CreateUserAccount}, RetryLimit: 4},
 	{Name: SetPreferences, Service: "preference_service", Parents: []string{CreateUserAccount}, RetryLimit: 4},
 	{Name: SendBillingNotification, Service: "notification_service", Parents: []string{SetupBilling, SetPreferences}, RetryLimit: 3},

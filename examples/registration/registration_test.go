@@ -246,3 +246,25 @@ func TestAudit(t *testing.T) {
 		})
 	}
 }
+
+func TestASteadyServiceServesUnlessItIsDown(t *testing.T) {
+	services, err := registration.StartSteady(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := services.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for i, down := range []bool{false, true, false} {
+		services.SetDown(down)
+		response := post(t, services, registration.UserService, int64(i+1), fmt.Sprint("key", i), 1, 1)
+		if want := map[bool]int{false: 201, true: 503}[down]; response == nil || response.StatusCode != want {
+			t.Errorf("call %d: %v, want %d", i, response, want)
+		}
+	}
+	if calls := services.Calls(); len(calls) != 3 || calls[1].Answer.Status != 503 {
+		t.Errorf("it remembers %+v", calls)
+	}
+}

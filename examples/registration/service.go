@@ -45,10 +45,12 @@ type Services struct {
 	URLs map[string]string
 
 	seed    uint64
+	steady  bool
 	servers []*http.Server
 	closing chan struct{}
 
 	mu    sync.Mutex
+	down  bool
 	calls []*Call
 	// planned counts a user's calls at a service, which is its place in the plan; done has the keys under which work was done.
 	planned map[place]int
@@ -62,13 +64,24 @@ type place struct {
 
 // Start lets the services listen on loopback addresses of their own.
 func Start(ctx context.Context, seed uint64) (*Services, error) {
-	s := &Services{
-		URLs:    make(map[string]string, len(Steps)),
-		seed:    seed,
-		closing: make(chan struct{}),
-		planned: make(map[place]int),
-		done:    make(map[string]bool),
-	}
+	return (&Services{seed: seed}).listen(ctx)
+}
+
+// StartSteady starts services without a plan: they serve everybody at once, unless SetDown has them down.
+func StartSteady(ctx context.Context) (*Services, error) {
+	return (&Services{steady: true}).listen(ctx)
+}
+
+// SetDown has all services answer every call with 503 and do nothing, or ends that.
+func (s *Services) SetDown(down bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.down = down
+}
+
+func (s *Services) listen(ctx context.Context) (*Services, error) {
+	s.URLs, s.closing = make(map[string]string, len(Steps)), make(chan struct{})
+	s.planned, s.done = make(map[place]int), make(map[string]bool)
 	for _, step := range Steps {
 		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 		if err != nil {
@@ -140,8 +153,13 @@ func (s *Services) begin(service string, user int64, key string, attempt, dispat
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	plan := PlanFor(s.seed, service, user)
+	if s.steady {
+		plan = Plan{After: created, Latency: steadyLatency}
+	}
 	call := &Call{Service: service, User: user, IdempotencyKey: key, Attempt: attempt, Dispatch: dispatch, BeganAt: time.Now()}
-	if s.done[service+" "+key] {
+	if s.down {
+		call.Answer = unavailable
+	} else if s.done[service+" "+key] {
 		// The user was served and the caller never heard of it, or was killed before it could say so.
 		call.Answer, call.Repeated = created, true
 	} else {

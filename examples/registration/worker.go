@@ -27,6 +27,8 @@ type Caller struct {
 	// DropHints leaves Retry-After out of the reports, and RetryRefusals calls refusals retryable: two defects of a worker,
 	// planted to see that the demo notices them.
 	DropHints, RetryRefusals bool
+	// Impatient makes a call that failed once more before it tells anybody: another defect.
+	Impatient bool
 }
 
 // Subscriptions are the handlers of the named steps.
@@ -95,6 +97,11 @@ func (c *Caller) run(ctx context.Context, url string, step *taskerv1.ReadyStep) 
 	err = errors.Join(err, response.Body.Close())
 	if err != nil {
 		return unanswered(err)
+	}
+	if c.Impatient && response.StatusCode >= http.StatusInternalServerError {
+		calm := *c
+		calm.Impatient = false
+		return calm.run(ctx, url, step)
 	}
 	return c.outcome(response, body)
 }

@@ -1,6 +1,6 @@
 """A worker of the user registration workflow, in Python, on nothing but grpcio and the stubs that protoc makes.
 
-    worker.py --address HOST:PORT --worker-id NAME --handler STEP... --service NAME=URL... [--journal FILE]
+    worker.py --address HOST:PORT --worker-id NAME --handler STEP... --service NAME=URL... [--namespace NAME] [--journal FILE]
 
 It takes the named steps, calls one HTTP service for each, and reports what it was answered. It neither waits nor counts:
 when to try again, and whether to, is the server's business.
@@ -156,7 +156,7 @@ class Worker:
     def stop(self):
         """No new step, and an end when those that run have been reported."""
         self.stopping = True
-        request = pb.DrainWorkerRequest(worker_id=self.session["worker_id"], instance_id=self.session["instance_id"])
+        request = pb.DrainWorkerRequest(**{key: self.session[key] for key in ("namespace", "worker_id", "instance_id")})
         while True:
             answer, code = self.ask(self.stub.DrainWorker, request)
             if answer is not None or code:
@@ -210,11 +210,13 @@ def main():
     parser.add_argument("--handler", action="append", required=True, choices=SERVICES)
     parser.add_argument("--service", action="append", required=True, metavar="NAME=URL")
     parser.add_argument("--max-in-flight", type=int, default=8)
+    parser.add_argument("--namespace", default="")
     parser.add_argument("--journal")
     args = parser.parse_args()
     urls = dict(pair.split("=", 1) for pair in args.service)
     handlers = {name: caller(urls[SERVICES[name]]) for name in args.handler}
     session = {
+        "namespace": args.namespace,
         "worker_id": args.worker_id,
         "instance_id": str(uuid.uuid4()),
         "handlers": [pb.HandlerSubscription(name=name) for name in handlers],

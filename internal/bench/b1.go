@@ -9,12 +9,12 @@ import (
 )
 
 // b1Scenario is one-step tasks through gRPC: submit, dispatch by stream, report. In one variant tasks and reports travel by
-// the hundred, in the other each has a call of its own.
+// the hundred, in the other each has a call of its own. A third is the first with steps behind a circuit that stays closed.
 var b1Scenario = scenario{
 	name:  "B1",
-	about: "one-step tasks through gRPC, batched and one by one: steps a second, processor time, log bytes and commits a step",
+	about: "one-step tasks through gRPC, batched, one by one, and behind a closed circuit: steps a second, processor time, log bytes and commits a step",
 	estimate: func(s *sizes) time.Duration {
-		return time.Duration(s.rounds) * (s.floorEstimate(s.window) + 2*s.livesEstimate() + s.callWindow*5/4)
+		return time.Duration(s.rounds) * (s.floorEstimate(s.window) + 3*s.livesEstimate() + s.callWindow*5/4)
 	},
 	run: runB1,
 }
@@ -28,9 +28,9 @@ const (
 
 // b1Round is one turn.
 type b1Round struct {
-	floor          floor.Result
-	batched, unary lives
-	calls          float64 // empty unary calls a second
+	floor                 floor.Result
+	batched, unary, gated lives
+	calls                 float64 // empty unary calls a second
 }
 
 func runB1(ctx context.Context, w *world) error {
@@ -46,6 +46,10 @@ func runB1(ctx context.Context, w *world) error {
 		w.phase(w.livesEstimate(), "%sbatched", at)
 		if r.batched, err = w.runLives(ctx, batched); err != nil {
 			return fmt.Errorf("batched: %w", err)
+		}
+		w.phase(w.livesEstimate(), "%sbehind a closed circuit", at)
+		if r.gated, err = w.runLives(ctx, gated); err != nil {
+			return fmt.Errorf("behind a closed circuit: %w", err)
 		}
 		w.phase(w.livesEstimate(), "%sone by one", at)
 		if r.unary, err = w.runLives(ctx, unary); err != nil {
@@ -118,4 +122,17 @@ func recordB1(d *Document, rounds []b1Round) {
 		}
 		d.judge(r)
 	}
+
+	// What a circuit costs those that name one; those that name none pay nothing, which is measured between releases.
+	plain := costs(func(r *b1Round) cost { return r.batched.cost })
+	spent := costs(func(r *b1Round) cost { return r.gated.cost })
+	rate := over(rounds, func(r *b1Round) float64 { return r.gated.perSecond })
+	d.Set("B1.gated.steps_per_s", rate)
+	spent.record(d, "B1.gated")
+	d.Set("B1.gated.cpu_ratio", spent.cpu()/plain.cpu())
+	d.Set("B1.gated.wal_ratio", spent.wal/plain.wal)
+	d.judge(row{
+		name: "B1.gated", unit: "steps/s", ours: rate, floor: over(rounds, func(r *b1Round) float64 { return r.batched.perSecond }), beside: "batched",
+		ratio: over(rounds, func(r *b1Round) float64 { return r.gated.perSecond / r.batched.perSecond }), costs: &spent, floorCost: &plain,
+	})
 }

@@ -25,7 +25,7 @@ import (
 // does meanwhile meets both. What filling leaves to be done in the background is done before.
 var b5Scenario = scenario{
 	name:  "B5",
-	about: "claims of a hundred steps from backlogs of very different size: ready, blocked, backing off, and in lanes nobody subscribes to",
+	about: "claims of a hundred steps from backlogs of very different size: ready, blocked, backing off, and behind an open circuit",
 	estimate: func(s *sizes) time.Duration {
 		rows := 3*s.backlogs[len(s.backlogs)-1] + s.aside
 		claims := time.Duration(s.claimTurns*s.claims*(len(s.backlogs)+3)*2) * 6 * time.Millisecond
@@ -88,8 +88,17 @@ func runB5(ctx context.Context, w *world) (err error) {
 		{"equal", w.backlogs[0], func() error { return nil }},
 		{"backing_off", largest, aside("backing off", largest, waiting)},
 		{"blocked", largest, aside("blocked", largest, blocked())},
-		// There are no circuits yet. An open one is a lane that is left out of the claim, as one is that nobody subscribes to.
-		{"unsubscribed", w.aside, aside("unsubscribed", w.aside, oneStep("aside", asideHandler))},
+		// Each claim names a lane behind an open circuit, too, as a server's does that has not heard of it. On the one side a few
+		// steps stand behind it.
+		{"open_circuit", w.aside, func() error {
+			for i, side := range sides {
+				if err := side.openGate(ctx, []int64{1, w.aside}[i]); err != nil {
+					return err
+				}
+			}
+			recordTrips(w.doc, many.gate)
+			return nil
+		}},
 	}
 	have := w.backlogs[0]
 	for _, size := range w.backlogs[1:] {
@@ -128,6 +137,12 @@ func runB5(ctx context.Context, w *world) (err error) {
 		few.first.recordIn(w.doc, key+".floor.first")
 		few.times.recordIn(w.doc, key+".floor")
 		r := row{name: key, unit: "ms p99 claim(100)", ours: many.times.ms(99), floor: few.times.ms(99), beside: fmt.Sprintf("backlog of %d", w.backlogs[0])}
+		if l.key == "open_circuit" {
+			r.beside = fmt.Sprintf("%d behind it", gateFew)
+			for _, side := range sides {
+				side.closeGate()
+			}
+		}
 		r.ratio = r.ours / r.floor
 		if l.key != "equal" {
 			r.bar, r.met = fmt.Sprintf("≤ %g", flatBar), r.ratio <= flatBar
@@ -172,6 +187,7 @@ type claimant struct {
 	cursor    int64
 	times     *latencies // of all claims
 	first     *latencies // of those that looked from the beginning
+	gate      *openGate  // nil: the claims name no lane behind a circuit
 }
 
 func (w *world) openClaimant(ctx context.Context) (*claimant, error) {
@@ -229,8 +245,12 @@ func (c *claimant) claim(ctx context.Context, first bool) error {
 	for i := range want.Slots {
 		want.Slots[i] = c.fence.SessionID
 	}
+	claim := &store.Claim{Lanes: []store.LaneWant{want}, Sessions: []store.SessionFence{c.fence}}
+	if c.gate != nil {
+		c.gate.join(claim, false, c.fence.SessionID)
+	}
 	begun := time.Now()
-	grants, _, err := c.store.Claim(ctx, c.namespace, &store.Claim{Lanes: []store.LaneWant{want}, Sessions: []store.SessionFence{c.fence}})
+	grants, _, err := c.store.Claim(ctx, c.namespace, claim)
 	took := time.Since(begun)
 	c.times.record(took)
 	if first {

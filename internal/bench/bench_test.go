@@ -90,9 +90,10 @@ var scenarios = map[string]shown{
 			"B1.load_after", "B1.floor.steps_per_s", "B1.floor.wal_bytes_per_step", "B1.floor.pg_cpu_us_per_step", "B1.floor.commits_per_step",
 			"B1.batched.steps_per_s", "B1.batched.ratio", "B1.batched.pg_cpu_us_per_step", "B1.batched.server_cpu_us_per_step",
 			"B1.batched.client_cpu_us_per_step", "B1.batched.wal_bytes_per_step", "B1.batched.wal_ratio",
+			"B1.gated.steps_per_s", "B1.gated.ratio", "B1.gated.cpu_ratio", "B1.gated.wal_bytes_per_step",
 			"B1.unary.steps_per_s", "B1.unary.ratio", "B1.unary.bound", "B1.unary.of_bound", "B1.unary.empty_calls_per_s",
 		},
-		rows: []string{"B1.batched", "B1.unary", "its floor"},
+		rows: []string{"B1.batched", "B1.unary", "B1.gated", "its floor"},
 	},
 	"B3": {
 		positive: []string{"B3.wide.elapsed_ms", "B3.wide.ratio", "B3.narrow.elapsed_ms", "B3.wide2.elapsed_ms", "B3.narrow2.commits_per_step"},
@@ -105,7 +106,7 @@ var scenarios = map[string]shown{
 		rows:     []string{"B4.due", "B4.beside"},
 	},
 	"B5": {
-		positive: []string{"B5.equal.p99_ms", "B5.backing_off.ratio", "B5.blocked.ratio", "B5.unsubscribed.ratio", "B5.ready_600.ratio"},
+		positive: []string{"B5.equal.p99_ms", "B5.backing_off.ratio", "B5.blocked.ratio", "B5.open_circuit.ratio", "B5.trip.wal_bytes", "B5.release.wal_bytes", "B5.ready_600.ratio"},
 		rows:     []string{"B5.equal", "B5.blocked"},
 	},
 	"B6": {

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
 )
@@ -22,6 +23,7 @@ const (
 	lifeWorkers  = 2
 	lifeInFlight = 1000 // of a worker
 	lifeHandler  = "bench.life"
+	lifeCircuit  = "bench-service"
 
 	batchSubmitters  = 2
 	unarySubmitters  = 100
@@ -38,6 +40,7 @@ type variant int
 const (
 	batched variant = iota
 	unary
+	gated // batched, each step behind a circuit that stays closed
 )
 
 // lives is what a window of whole lives of one-step tasks showed.
@@ -80,7 +83,12 @@ func (w *world) runLives(ctx context.Context, v variant) (lives, error) {
 	}
 	defer hangUp(workConns)
 	f := &flow{w: w, variant: v, room: semaphore.NewWeighted(backlog), progressed: make(chan struct{}, 1)}
-	if f.ref, err = register(ctx, submitConns[0], chainTemplate("bench-life", lifeHandler, 1)); err != nil {
+	life := chainTemplate("bench-life", lifeHandler, 1)
+	if v == gated {
+		life.Name = "bench-gated"
+		life.Steps[0].Circuit = proto.String(lifeCircuit)
+	}
+	if f.ref, err = register(ctx, submitConns[0], life); err != nil {
 		return lives{}, err
 	}
 	// Both the floor and the server write into a log that was just closed, so both log whole pages anew.
@@ -177,7 +185,7 @@ func (f *flow) start(ctx context.Context, conns []*grpc.ClientConn) ([]*worker, 
 		workers = append(workers, x)
 	}
 	for _, x := range workers {
-		if f.variant == batched {
+		if f.variant != unary {
 			x.reportBatches(ctx, group, []pb.WorkerServiceClient{x.client, x.client}, succeed, f.recorded)
 		} else {
 			f.reportSingly(ctx, group, x)
@@ -188,7 +196,7 @@ func (f *flow) start(ctx context.Context, conns []*grpc.ClientConn) ([]*worker, 
 
 // submit begins to submit, never more than the backlog ahead, until the window closes.
 func (f *flow) submit(ctx, open context.Context, group *errgroup.Group, conns []*grpc.ClientConn) {
-	if f.variant == batched {
+	if f.variant != unary {
 		for i := range batchSubmitters {
 			group.Go(func() error { return f.submitBatches(ctx, open, pb.NewTaskServiceClient(conns[i%len(conns)])) })
 		}

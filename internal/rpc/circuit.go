@@ -76,6 +76,18 @@ func circuitPolicy(m *pb.CircuitPolicy) task.CircuitPolicy {
 	}
 }
 
+// PolicyOf reads a policy that no call brought, by the rules that those of calls go by.
+func PolicyOf(m *pb.CircuitPolicy) (task.CircuitPolicy, error) {
+	rules, err := compileRules()
+	if err != nil {
+		return task.CircuitPolicy{}, err
+	}
+	if err := rules.check(m); err != nil {
+		return task.CircuitPolicy{}, err
+	}
+	return circuitPolicy(m), nil
+}
+
 func optional(n *int) *int32 {
 	if n == nil {
 		return nil

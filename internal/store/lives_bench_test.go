@@ -31,13 +31,15 @@ type bench struct {
 	s       *store.Store
 	ns      int32
 	lane    int32
+	circuit int32 // that the lane stands behind; 0: none
 	session store.SessionFence
 	ids     *store.TaskIDs
 	conn    *pgx.Conn
 	meter   *meter.Meter
 }
 
-func newBench(b *testing.B) *bench {
+// newBench has the lane stand behind a circuit, unless that is empty. The circuit stays closed.
+func newBench(b *testing.B, circuit string) *bench {
 	ctx := b.Context()
 	url := *benchURL
 	if url == "" {
@@ -54,7 +56,7 @@ func newBench(b *testing.B) *bench {
 	x.ids = &store.TaskIDs{Store: x.s}
 	x.ns, err = x.s.EnsureNamespace(ctx, "bench")
 	x.must(err)
-	x.lane, _, err = x.s.EnsureLane(ctx, store.Lane{NamespaceID: x.ns, Handler: "bench", Priority: 1})
+	x.lane, x.circuit, err = x.s.EnsureLane(ctx, store.Lane{NamespaceID: x.ns, Handler: "bench", Circuit: circuit, Priority: 1})
 	x.must(err)
 	id, epoch, _, err := x.s.OpenSession(ctx, x.ns, [16]byte{1}, store.Session{
 		WorkerID: rand.Text(), InstanceID: "1", MaxInFlight: 1000, Handlers: []string{"bench"},
@@ -119,8 +121,11 @@ func (x *bench) flush(ctx context.Context, l *loop, claiming bool, room int) err
 	var claim *store.Claim
 	if claiming {
 		claim = &store.Claim{
-			Lanes:    []store.LaneWant{{LaneID: x.lane, After: l.cursor, Slots: slices.Repeat([]int32{x.session.SessionID}, room)}},
+			Lanes:    []store.LaneWant{{LaneID: x.lane, CircuitID: x.circuit, After: l.cursor, Slots: slices.Repeat([]int32{x.session.SessionID}, room)}},
 			Sessions: []store.SessionFence{x.session},
+		}
+		if x.circuit != 0 {
+			claim.Circuits = []store.CircuitWant{{CircuitID: x.circuit, LaneID: x.lane}}
 		}
 	}
 	f, err := x.s.Flush(ctx, x.ns, l.held, claim)
@@ -136,8 +141,13 @@ func (x *bench) flush(ctx context.Context, l *loop, claiming bool, room int) err
 }
 
 // BenchmarkVerbs is what each verb costs by itself, one after another, over a backlog of all steps. One op is one step.
-func BenchmarkVerbs(b *testing.B) {
-	x := newBench(b)
+func BenchmarkVerbs(b *testing.B) { benchVerbs(b, "") }
+
+// BenchmarkGatedVerbs is the same of steps behind a closed circuit.
+func BenchmarkGatedVerbs(b *testing.B) { benchVerbs(b, "service") }
+
+func benchVerbs(b *testing.B, circuit string) {
+	x := newBench(b, circuit)
 	batches := (b.N + benchBatch - 1) / benchBatch
 	each := func(verb string, do func() error) {
 		x.measure(verb+"-", func() int64 {
@@ -167,9 +177,14 @@ func BenchmarkVerbs(b *testing.B) {
 // BenchmarkLives is the whole life of one-step tasks as the engine drives the store, without an engine: a submitter stores
 // them by the 500, and two loops complete what they hold and claim the next 500 in one transaction. One op is one step.
 // Beside the time it tells what bench/floor tells: processor time of Postgres and of this process, and log bytes, a step.
-func BenchmarkLives(b *testing.B) {
+func BenchmarkLives(b *testing.B) { benchLives(b, "") }
+
+// BenchmarkGatedLives is the same of steps behind a closed circuit.
+func BenchmarkGatedLives(b *testing.B) { benchLives(b, "service") }
+
+func benchLives(b *testing.B, circuit string) {
 	const loops, ahead = 2, 20 * benchBatch
-	x := newBench(b)
+	x := newBench(b, circuit)
 	var submitted, ended atomic.Int64
 	progress := make(chan struct{}, 1)
 	b.ResetTimer()
@@ -218,7 +233,7 @@ func BenchmarkLives(b *testing.B) {
 
 // BenchmarkChain is a chain's step as the engine records it: one report, and a claim that finds its child. One op is one step.
 func BenchmarkChain(b *testing.B) {
-	x := newBench(b)
+	x := newBench(b, "")
 	const length = 1000
 	chain := &task.Submission{Namespace: "bench", Name: "chain", Context: "{}"}
 	for i := range length {

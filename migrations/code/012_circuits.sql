@@ -247,6 +247,39 @@ returns float8
 language sql immutable parallel safe
 as $$ select greatest(0.1, 1 / rate) $$;
 
+-- How many steps more a circuit lets through beside those that run. NULL: as many as one likes.
+--
+-- running  leases of its steps
+-- probing  of them, probes; those of an earlier half-open period count too: never more than max_probes at any instant
+-- granted  of them, granted since it came to its state; one that is lost or handed back makes room again by itself
+create or replace function circuit_room_beside(c circuit, policy circuit_policy, at timestamptz, running bigint, probing bigint, granted bigint)
+returns int
+language plpgsql immutable parallel safe
+as $$
+declare
+  room int;
+begin
+  case c.state
+    when 'open', 'held' then
+      return 0;
+    when 'half_open' then
+      room := policy.max_probes - probing;
+    when 'recovering' then
+      room := c.wave - c.wave_passed - granted;
+    else
+      room := null;
+  end case;
+  if policy.max_in_flight is not null then
+    room := least(room, policy.max_in_flight - running);
+  end if;
+  if policy.rate is not null then
+    room := least(room, floor(1e-6 + policy.rate
+      * (circuit_burst_s(policy.rate) - greatest(coalesce(extract(epoch from c.rate_at - at), 0), 0)))::int);
+  end if;
+  return case when room is not null then greatest(room, 0) end; -- greatest() alone would take NULL for nothing
+end
+$$;
+
 -- How many steps of the circuit may be granted now, in a lane. NULL: as many as one likes. It counts leases, so a claim
 -- must hold the circuit's lock before the statement that asks begins.
 create or replace function circuit_room(c circuit, policy circuit_policy, at timestamptz)
@@ -254,33 +287,26 @@ returns int
 language plpgsql stable
 as $$
 declare
-  room int;
+  running bigint;
+  probing bigint;
+  granted bigint;
 begin
   if circuit_is_plain(c, policy, at) then
     return null;
   end if;
   c := circuit_at(circuit_at(c, at), at);
-  case c.state
-    when 'open', 'held' then
-      return 0;
-    when 'half_open' then
-      -- Those of an earlier half-open period that still run count too: never more than max_probes at any instant.
-      room := policy.max_probes - (select count(*) from lease where lease.circuit_id = c.circuit_id and lease.probe);
-    when 'recovering' then
-      -- One that was lost or handed back makes room again by itself.
-      room := c.wave - c.wave_passed
-        - (select count(*) from lease where lease.circuit_id = c.circuit_id and lease.circuit_generation >= c.entered);
-    else
-      room := null;
-  end case;
+  -- Mostly one count at most is asked for.
+  if c.state in ('open', 'held') then
+    return 0;
+  elsif c.state = 'half_open' then
+    select count(*) into probing from lease where lease.circuit_id = c.circuit_id and lease.probe;
+  elsif c.state = 'recovering' then
+    select count(*) into granted from lease where lease.circuit_id = c.circuit_id and lease.circuit_generation >= c.entered;
+  end if;
   if policy.max_in_flight is not null then
-    room := least(room, policy.max_in_flight - (select count(*) from lease where lease.circuit_id = c.circuit_id));
+    select count(*) into running from lease where lease.circuit_id = c.circuit_id;
   end if;
-  if policy.rate is not null then
-    room := least(room, floor(1e-6 + policy.rate
-      * (circuit_burst_s(policy.rate) - greatest(coalesce(extract(epoch from c.rate_at - at), 0), 0)))::int);
-  end if;
-  return greatest(room, 0);
+  return circuit_room_beside(c, policy, at, running, probing, granted);
 end
 $$;
 comment on function circuit_room(circuit, circuit_policy, timestamptz) is

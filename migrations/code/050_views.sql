@@ -36,7 +36,9 @@ select
   run.late_message,
   run.late_results,
   run.late_recorded_at,
-  run.late_reports
+  run.late_reports,
+  namespace.name as namespace,
+  nullif(lane.circuit, '') as circuit
 from (
   select failure.task_id, failure.step_no, failure.dispatch, failure.attempt, failure.epoch, failure.outcome::text as outcome,
          failure.counted, failure.session_id, null::timestamptz as granted_at, failure.started_at, failure.ended_at,
@@ -87,6 +89,7 @@ from (
 ) as run
 join step on step.task_id = run.task_id and step.step_no = run.step_no
 join lane on lane.lane_id = step.lane_id
+join namespace on namespace.namespace_id = lane.namespace_id
 left join worker_session as session on session.session_id = run.session_id;
 comment on view step_attempts_v is 'Every dispatch that was concluded or runs now: who, when, how it ended, and what delay followed and why. Dispatches handed back without a result stand in history_v only. Filter by task_id.';
 comment on column step_attempts_v.workflow_step_id is 'The step''s id.';
@@ -124,6 +127,8 @@ comment on column step_attempts_v.late_message is 'Of that late report.';
 comment on column step_attempts_v.late_results is 'Of that late report: one JSON object.';
 comment on column step_attempts_v.late_recorded_at is 'When the first late report came.';
 comment on column step_attempts_v.late_reports is 'How many came.';
+comment on column step_attempts_v.namespace is 'The tenant.';
+comment on column step_attempts_v.circuit is 'The shared circuit that it called. NULL: none.';
 
 create or replace view history_v as
 select

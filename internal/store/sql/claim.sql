@@ -75,13 +75,18 @@ granted as materialized (
     -- unless set: long enough for the run of a worker that sends no heartbeats, else 30 s
     coalesce(s.lease_duration, case when session.beats then interval '30 seconds'
       else greatest(interval '30 seconds', s.run_timeout + interval '5 seconds') end) as lease_duration,
-    t.name as task_name, t.context, t.labels, t.trace_context, gate.generation as circuit_generation, gate.probe,
-    -- a budget that seems spent may have been suspended
-    case when budget.raw_end <= coalesce($1, clock_timestamp())
-      then least(deadline_end(c.task_id, $1), elapsed_end(c.task_id, c.step_no, c.first_started_at, $1))
-      else budget.raw_end end as stop_at
+    t.name as task_name, t.context, t.labels, t.trace_context,
+    -- Looked up, not joined, and a budget's end written out twice: a join costs each step, and most have neither.
+    case when c.circuit_id <> 0 then (select gate.generation from gate where gate.circuit_id = c.circuit_id) end as circuit_generation,
+    case when c.circuit_id <> 0 then (select gate.probe from gate where gate.circuit_id = c.circuit_id) end as probe,
+    case
+      when t.deadline is null and s.max_elapsed is null then null
+      -- one that seems spent may have been suspended
+      when least(t.deadline, coalesce(c.first_started_at, $1, clock_timestamp()) + s.max_elapsed) <= coalesce($1, clock_timestamp())
+        then least(deadline_end(c.task_id, $1), elapsed_end(c.task_id, c.step_no, c.first_started_at, $1))
+      else least(t.deadline, coalesce(c.first_started_at, $1, clock_timestamp()) + s.max_elapsed)
+    end as stop_at
   from candidate c
-  left join lateral (select * from gate where gate.circuit_id = c.circuit_id limit 1) gate on true
   cross join lateral (
     select * from session
     where session.session_id = c.session_id
@@ -97,9 +102,6 @@ granted as materialized (
   cross join lateral (
     select task.name, task.context, task.labels, task.trace_context, task.deadline from task where task.task_id = c.task_id limit 1
   ) t
-  cross join lateral (
-    select least(t.deadline, coalesce(c.first_started_at, coalesce($1, clock_timestamp())) + s.max_elapsed) as raw_end
-  ) budget
 ),
 taken_ready as (
   delete from ready where ctid = any (array(select tid from granted where seq is not null))
