@@ -128,7 +128,7 @@ func (x *circuitMachine) granted(claim *store.Claim, grants []store.Grant) {
 func (x *circuitMachine) report(claim *store.Claim) {
 	d := x.draws()
 	leases := some(d, "leases", 5, x.running())
-	kind := pick(d, "mood", "success", "mixed", "retryable_failure", "retryable_failure")
+	kind := pick(d, "mood", "success", "success", "mixed", "retryable_failure")
 	var (
 		reports []task.Report
 		batch   []said

@@ -44,15 +44,19 @@ func TestCircuitsAreWhatTheModelSays(t *testing.T) {
 	t.Logf("reached %v", reached)
 	t.Logf("reached circuit_sequences=%d", sequences)
 	// A test that quietly does less proves less.
-	for _, what := range []string{
-		"failure_rate", "slow_rate", "reach", "open_elapsed", "probe_failed", "probes_passed", "wave_passed", "wave_failed", "recovered",
-		"hold", "hold_ended", "release", "policy", "workers_barred", "a claim took a bounded circuit for plain", "a barred worker was passed by",
-		"kept by circuit", "kept by limit", "kept by paused", "lost a probe", "late report",
-	} {
-		if reached[what] == 0 && sequences >= 100 {
+	for what, within := range circuitsDue {
+		if reached[what] == 0 && sequences >= within {
 			t.Errorf("%d sequences never came to: %s", sequences, what)
 		}
 	}
+}
+
+// circuitsDue are things that the test must have come to, each with the number of sequences that make sure of it.
+var circuitsDue = map[string]int{
+	"failure_rate": 50, "reach": 150, "open_elapsed": 30, "probe_failed": 50, "probes_passed": 50, "hold": 30, "release": 30, "policy": 10,
+	"kept by circuit": 20, "kept by limit": 50, "kept by paused": 20, "late report": 50, "hold_ended": 100, "workers_barred": 300,
+	"lost a probe": 150, "wave_failed": 150, "recovered": 400, "wave_passed": 400, "slow_rate": 600,
+	"a claim took a bounded circuit for plain": 50, "a barred worker was passed by": 300,
 }
 
 // circuitRig is a database that sequences run on, one after the other, each in a namespace of its own.

@@ -12,8 +12,8 @@ func (x *circuitMachine) drawRules() circuitRules {
 	d := x.draws()
 	maybe := func(what string) bool { return d.chance(what, 40) }
 	r := circuitRules{}
-	if d.chance("trips easily", 80) {
-		r.minSeen = ptr(pick(d, "min_observations", 1, 2, 4))
+	if d.chance("trips easily", 95) {
+		r.minSeen = ptr(pick(d, "min_observations", 1, 1, 2, 3))
 	}
 	if d.chance("short", 80) {
 		r.open = ptr(pick(d, "open_duration", sec, 4*sec))
@@ -25,7 +25,7 @@ func (x *circuitMachine) drawRules() circuitRules {
 		r.window = ptr(pick(d, "window_duration", sec, 10*sec))
 	}
 	if maybe("slow") {
-		r.slowCall, r.slowRate = ptr(pick(d, "slow_call_duration", sec, 3*sec)), ptr(pick(d, "slow_rate", 0.3, 1))
+		r.slowCall, r.slowRate = ptr(pick(d, "slow_call_duration", sec, 3*sec)), ptr(pick(d, "slow_rate", 0.2, 0.3, 1))
 	}
 	if maybe("rate of failures") {
 		r.failRate = ptr(pick(d, "failure_rate", 0.25, 0.9))
