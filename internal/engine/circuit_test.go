@@ -299,3 +299,19 @@ func TestBudgetsStandStillWhileACircuitThatSuspendsThemIsShut(t *testing.T) {
 		succeed(t, e, r, "{}")
 	}
 }
+
+func TestAFailureThatAsksForNoTimeReachesNoFurtherThanItsStep(t *testing.T) {
+	e := newEngine(t, pgtest.New(t))
+	st := open(t, e, 1, "a")
+	submitBehind(t, e, "svc", "a", 1)
+	for _, hint := range []task.Hint{{Source: task.FromRetryAfter, After: ptr(time.Duration(0))}, {Source: task.FromRetryAt, At: ptr(time.Unix(0, 0))}} {
+		r := failing(nextStep(t, st))
+		r.ReachCircuit, r.Hint = true, hint
+		if got := report(t, e, r); got.ReachedCircuit || len(got.ChangedCircuits) > 0 {
+			t.Errorf("with %v the report says %+v", hint.Source, got)
+		}
+		if c := circuit(t, e, "svc"); c.State != task.CircuitClosed {
+			t.Errorf("with %v it is %s", hint.Source, c.State)
+		}
+	}
+}

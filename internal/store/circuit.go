@@ -177,7 +177,7 @@ func (f *Flushed) tellCircuits(reports []task.Report) {
 		if answer == nil {
 			continue
 		}
-		answer.ReachedCircuit = r.ReachCircuit && r.Token.CircuitID != 0
+		answer.ReachedCircuit = r.ReachCircuit && r.Token.CircuitID != 0 && asksForTime(&r.Hint, answer.RecordedAt)
 		if name, ok := f.changedCircuits[r.Token.CircuitID]; ok {
 			answer.ChangedCircuits = append(answer.ChangedCircuits, name)
 		}
@@ -187,6 +187,11 @@ func (f *Flushed) tellCircuits(reports []task.Report) {
 			}
 		}
 	}
+}
+
+// asksForTime tells whether a hint says to wait at all. None leaves it to the policy, which does.
+func asksForTime(h *task.Hint, from time.Time) bool {
+	return (h.After == nil || *h.After > 0) && (h.At == nil || h.At.After(from))
 }
 
 // queueEndedCharges charges circuits with leases that the server ends: a run timeout is a failed call, a lost lease is the
