@@ -224,7 +224,11 @@ func (m *circuitModel) release(c *modelCircuit, actor string) (changed bool) {
 func (m *circuitModel) ruled(c *modelCircuit, actor string) {
 	c.generation, c.cause = c.generation+1, "policy"
 	c.calls.calls = nil
-	m.event(c, c.state).Actor = actor
+	e := m.event(c, c.state)
+	e.Actor, e.OpenUntil = actor, c.openUntil
+	if c.state == "held" {
+		e.HoldFrom, e.HoldUntil = c.hold.from, c.hold.until
+	}
 }
 
 // comeBack ends a run without a result: the step stands where it stood, unless it was a probe, which stands last.

@@ -13,7 +13,9 @@ touched as (
   returning circuit_id, namespace_id, generation, state, policy, open_until, hold_from, hold_until
 )
 insert into circuit_event (circuit_id, namespace_id, generation, recorded_at, from_state, to_state, cause, actor, reason, open_until, hold_from, hold_until, policy)
-select t.circuit_id, t.namespace_id, t.generation, coalesce($1, clock_timestamp()), t.state, t.state, 'policy', $3, $4, t.open_until, t.hold_from, t.hold_until,
+select t.circuit_id, t.namespace_id, t.generation, coalesce($1, clock_timestamp()), t.state, t.state, 'policy', $3, $4, t.open_until,
+  -- a hold that is only planned has no part in it
+  case when t.state = 'held' then t.hold_from end, case when t.state = 'held' then t.hold_until end,
   circuit_policy_in_force(t.policy, s.circuit_defaults)
 from touched t cross join set_now s
 order by t.circuit_id

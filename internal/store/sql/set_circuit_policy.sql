@@ -9,6 +9,8 @@ with set_now as (
   returning circuit_id, namespace_id, generation, state, policy, open_until, hold_from, hold_until
 )
 insert into circuit_event (circuit_id, namespace_id, generation, recorded_at, from_state, to_state, cause, actor, reason, open_until, hold_from, hold_until, policy)
-select s.circuit_id, s.namespace_id, s.generation, coalesce($1, clock_timestamp()), s.state, s.state, 'policy', $3, $4, s.open_until, s.hold_from, s.hold_until,
+select s.circuit_id, s.namespace_id, s.generation, coalesce($1, clock_timestamp()), s.state, s.state, 'policy', $3, $4, s.open_until,
+  -- a hold that is only planned has no part in it
+  case when s.state = 'held' then s.hold_from end, case when s.state = 'held' then s.hold_until end,
   circuit_policy_in_force(s.policy, n.circuit_defaults)
 from set_now s join namespace n on n.namespace_id = s.namespace_id
