@@ -136,6 +136,8 @@ func (w *world) openCrew(ctx context.Context, c crewConfig) (*crew, error) {
 		c.answer = succeed
 	}
 	x := &crew{w: w, done: newSignal(1)}
+	// A name of its own: whoever had this crew's before may not have been seen to leave.
+	number := w.crews.Add(1)
 	x.group, ctx = errgroup.WithContext(ctx)
 	x.ctx = ctx
 	for _, server := range c.at {
@@ -154,7 +156,7 @@ func (w *world) openCrew(ctx context.Context, c crewConfig) (*crew, error) {
 				clients = append(clients, pb.NewWorkerServiceClient(conn))
 			}
 		}
-		member, err := openWorker(ctx, x.conns[i], c.namespace, fmt.Sprintf("%s-%d", c.handler, i+1), c.handler, c.inFlight)
+		member, err := openWorker(ctx, x.conns[i], c.namespace, fmt.Sprintf("%s-%d-%d", c.handler, number, i+1), c.handler, c.inFlight)
 		if err != nil {
 			return nil, errors.Join(err, x.close())
 		}

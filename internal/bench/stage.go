@@ -31,6 +31,7 @@ type books struct {
 	tasks, steps atomic.Int64 // stored
 	ended        atomic.Int64 // successes recorded, a step each
 	failed       atomic.Int64 // failures recorded: the step ran, or runs, once more for each
+	crews        atomic.Int64 // opened so far
 	left         left
 }
 
