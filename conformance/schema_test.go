@@ -39,8 +39,9 @@ func TestSchema_HasNoForeignKeysNoTriggersAndNoIndexBeyondTheNamed(t *testing.T)
 	}
 	want := []string{
 		"backoff (lane_id, due_at)", "backoff (task_id, step_no)", "checkpoint (task_id, step_no)", "join_wait (task_id, step_no, stripe)",
-		"lease (circuit_id)", // only leases of steps behind a shared circuit stand in it
-		"lease (task_id, step_no)", "parked (task_id, step_no)", "ready (lane_id, seq)", "ready (task_id, step_no)", "step (task_id, step_no)",
+		"lease (circuit_id)",                                                                                    // only leases of steps behind a shared circuit stand in it
+		"lease (task_id, step_no)", "parked (task_id, step_no)", "ready (lane_id, seq)", "ready (lane_id, seq)", // and those that came back from a dispatch
+		"ready (task_id, step_no)", "step (task_id, step_no)",
 		"step_end (task_id, step_no)", "step_failure (task_id, step_no, dispatch)", "submit_key (namespace_id, key)",
 		"submit_key (task_id)", // only submits with a key pay for it; a purge finds the key by it
 		"task (task_id)",

@@ -265,16 +265,16 @@ func (h *hub) addSlots(out []laneSlots, wanted func(*lane) bool, most int) (_ []
 	for slots < most && len(open) > 0 {
 		for i := 0; i < len(open) && slots < most; {
 			x := open[i]
-			l := x.pick(wanted)
+			// A lane that is picked has had its turn, so there must be somebody to give it to.
+			var l *lane
+			if x.hasRoom() {
+				l = x.pick(wanted)
+			}
 			if l == nil {
 				open = slices.Delete(open, i, i+1)
 				continue
 			}
-			s, full := x.turn(l.gate)
-			if full {
-				open = slices.Delete(open, i, i+1)
-				continue
-			}
+			s := x.turn(l.gate)
 			if s == nil {
 				l.skipped = h.plans // who has room is barred from its circuit
 				continue
@@ -300,20 +300,25 @@ func (h *hub) addSlots(out []laneSlots, wanted func(*lane) bool, most int) (_ []
 	return out, slots
 }
 
-// turn gives the next session that has room for the handler and is not barred from the circuit. full: none has room at all.
-func (x *handler) turn(g *gate) (_ *session, full bool) {
-	full = true
+func (x *handler) hasRoom() bool {
+	for i := range x.sessions {
+		if x.sessions[(x.next+i)%len(x.sessions)].room(x.name) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// turn gives the next session that has room for the handler and is not barred from the circuit.
+func (x *handler) turn(g *gate) *session {
 	for range x.sessions {
 		s := x.sessions[x.next%len(x.sessions)]
 		x.next++
-		if s.room(x.name) > 0 {
-			if !g.bars(s, time.Now()) {
-				return s, false
-			}
-			full = false
+		if s.room(x.name) > 0 && !g.bars(s, time.Now()) {
+			return s
 		}
 	}
-	return nil, full
+	return nil
 }
 
 // pick chooses among a handler's lanes by smooth weighted round-robin; nil when none is wanted any more.
