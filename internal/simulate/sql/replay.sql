@@ -71,7 +71,9 @@ begin
   loop
     before := c;
     if c.state = 'open' then
-      c := circuit_at(c, e.happens_at);
+      -- A report is judged a moment before it is recorded, which is when it opens the circuit here: whoever began in fact when the
+      -- time was up would come too early by that moment.
+      c := circuit_at(c, e.happens_at + case when e.kind = 1 then interval '50 milliseconds' else interval '0' end);
       if c.generation <> before.generation then
         at := c.since; from_state := before.state; to_state := c.state; cause := c.cause; open_until := null;
         observed := null; failed := null; slow := null;
