@@ -30,7 +30,8 @@ type process struct {
 	command *exec.Cmd
 	in      io.WriteCloser
 	lines   chan []byte
-	said    tail // on its error output
+	said    tail          // on its error output
+	silent  chan struct{} // closed when that has ended
 	ended   chan struct{}
 }
 
@@ -41,7 +42,7 @@ func spawn(ctx context.Context, root string, environment []string, command ...st
 	if strings.Contains(name, "/") {
 		name = filepath.Join(root, name)
 	}
-	p := &process{command: exec.CommandContext(ctx, name, command[1:]...), lines: make(chan []byte), ended: make(chan struct{})}
+	p := &process{command: exec.CommandContext(ctx, name, command[1:]...), lines: make(chan []byte), silent: make(chan struct{}), ended: make(chan struct{})}
 	p.command.Dir = root
 	for _, variable := range os.Environ() {
 		if !strings.HasPrefix(variable, "TASKER_") && !strings.HasPrefix(variable, "PG") {
@@ -53,8 +54,10 @@ func spawn(ctx context.Context, root string, environment []string, command ...st
 	p.command.SysProcAttr = apart()
 	p.command.Cancel = func() error { return p.command.Process.Signal(syscall.SIGTERM) }
 	p.command.WaitDelay = stopTimeout
-	p.command.Stderr = &p.said
-	var err error
+	words, err := p.command.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
 	if p.in, err = p.command.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -74,6 +77,10 @@ func spawn(ctx context.Context, root string, environment []string, command ...st
 		return nil, err
 	}
 	go func() {
+		defer close(p.silent)
+		_, _ = io.Copy(&p.said, words) // it ends as the program does
+	}()
+	go func() {
 		defer close(p.lines)
 		for scanner := bufio.NewScanner(out); scanner.Scan(); {
 			p.lines <- bytes.Clone(scanner.Bytes())
@@ -91,6 +98,11 @@ func (p *process) line(ctx context.Context) ([]byte, error) {
 	select {
 	case line, ok := <-p.lines:
 		if !ok {
+			// Its last words may be on their way still.
+			select {
+			case <-p.silent:
+			case <-timer.C:
+			}
 			return nil, fmt.Errorf("the program ended; its last words:\n%s", p.said.text())
 		}
 		return line, nil
@@ -128,6 +140,10 @@ func (p *process) stop() error {
 	defer timer.Stop()
 	// What it still says is of no interest, but it must not wait for a reader.
 	for range p.lines {
+	}
+	select {
+	case <-p.silent: // Wait closes what is read here
+	case <-time.After(stopTimeout):
 	}
 	err := p.command.Wait()
 	close(p.ended)
