@@ -164,10 +164,10 @@ func (h *hub) run(f *flush) {
 	h.release(f, flushed.Grants, flushed.Gates)
 	h.distribute(f, flushed.Grants)
 	flushed.Change.Wake = f.unmet(flushed.Change.Wake, flushed.Grants)
-	// Wakes before answers: a caller that was answered finds its step's children on their way.
 	// The gates were read after all of it: this hub need not look again, others may have to.
 	told := worthTelling(flushed.Change.Circuits, flushed.Gates, len(reports))
 	flushed.Change.Circuits = nil
+	// Wakes before answers: a caller that was answered finds its step's children on their way.
 	h.e.changed(flushed.Change)
 	if len(told) > 0 {
 		h.e.notifier.add(store.Change{Circuits: told})

@@ -114,6 +114,7 @@ func (h *hub) fillSlots(all bool, most int) (out []laneSlots) {
 // addSlots adds up to most slots of the lanes that are wanted, and tells how many.
 func (h *hub) addSlots(out []laneSlots, wanted func(*lane) bool, most int) (_ []laneSlots, slots int) {
 	var (
+		now   = time.Now()
 		open  []*handler
 		last  *handler
 		lanes = map[*lane]int{}
@@ -132,19 +133,22 @@ func (h *hub) addSlots(out []laneSlots, wanted func(*lane) bool, most int) (_ []
 	for slots < most && len(open) > 0 {
 		for i := 0; i < len(open) && slots < most; {
 			x := open[i]
-			// A lane that is picked has had its turn, so there must be somebody to give it to.
-			var l *lane
-			if x.hasRoom() {
-				l = x.pick(wanted)
+			// The session first: a lane that is picked has had its turn, so there must be somebody to give it to.
+			s := x.turn(nil)
+			if s == nil {
+				open = slices.Delete(open, i, i+1)
+				continue
 			}
+			l := x.pick(wanted)
 			if l == nil {
 				open = slices.Delete(open, i, i+1)
 				continue
 			}
-			s := x.turn(l.gate)
-			if s == nil {
-				l.skipped = h.plans // who has room is barred from its circuit
-				continue
+			if l.gate.bars(s, now) {
+				if s = x.turn(func(s *session) bool { return l.gate.bars(s, now) }); s == nil {
+					l.skipped = h.plans // whoever has room is barred from its circuit
+					continue
+				}
 			}
 			l.gate.take(l, h.plans)
 			at, ok := lanes[l]
@@ -167,21 +171,12 @@ func (h *hub) addSlots(out []laneSlots, wanted func(*lane) bool, most int) (_ []
 	return out, slots
 }
 
-func (x *handler) hasRoom() bool {
-	for i := range x.sessions {
-		if x.sessions[(x.next+i)%len(x.sessions)].room(x.name) > 0 {
-			return true
-		}
-	}
-	return false
-}
-
-// turn gives the next session that has room for the handler and is not barred from the circuit.
-func (x *handler) turn(g *gate) *session {
+// turn gives the next session that has room for the handler and is not barred; nil bars none.
+func (x *handler) turn(barred func(*session) bool) *session {
 	for range x.sessions {
 		s := x.sessions[x.next%len(x.sessions)]
 		x.next++
-		if s.room(x.name) > 0 && !g.bars(s, time.Now()) {
+		if s.room(x.name) > 0 && (barred == nil || !barred(s)) {
 			return s
 		}
 	}
