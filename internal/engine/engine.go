@@ -4,7 +4,7 @@
 // The nouns: a hub is one namespace on this server. It batches submits, the reports of its workers and the claims for them into
 // shared transactions: while one is under way the next one's work gathers, and it starts when the last one returns. A
 // session is a worker process whose leases this server grants; a stream or a poll is how its steps reach it. A lane is
-// hot while there may be something to claim in it.
+// hot while there may be something to claim in it. A gate is what this server knows of a shared circuit that lanes stand behind.
 //
 // Nothing that matters lives here only: kill the process and the leases run out, the sessions move, the sweeps of other
 // servers find what is due. Hints (wakes, cursors, timers) may be lost or wrong; a slow look repairs.

@@ -45,7 +45,7 @@ func (u circuitUse) add(id int32, exclusive bool) {
 
 func (u circuitUse) ids() []int32 { return slices.Sorted(maps.Keys(u)) }
 
-// lock queues the locks, in their order, and then what time alone has made of those that are locked alone.
+// lockCircuits queues the locks, in their order, and then what time alone has made of those that are locked alone.
 func (s *Store) lockCircuits(b *pgx.Batch, u circuitUse) {
 	ids := u.ids()
 	exclusive := make([]bool, len(ids))

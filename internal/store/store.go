@@ -1,8 +1,9 @@
 // Package store holds every SQL statement of Tasker: one file in sql/ a statement, one method a verb.
 //
 // A step's state is the table its row stands in (see migrations/002_tables.sql). Every verb that moves a live row locks
-// it first and acts in a later statement, in a fresh snapshot. Two do both in one statement: a claim, since ready and backoff
-// rows are never updated, and a report, which is undone and run again when a heartbeat came in between (must_move).
+// it first and acts in a later statement, in a fresh snapshot. Some do both in one statement: a claim, since ready and backoff
+// rows are never updated; a report, and the putting off of a lease's end, which are undone and run again when a heartbeat came in
+// between (must_move). What a claim is let by a circuit is decided under that row's lock, taken by the statement before it.
 //
 // Refusals that a caller may see are *task.Error. Every other error is a bug of ours or the database's trouble.
 package store
