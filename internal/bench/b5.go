@@ -269,7 +269,7 @@ func (c *claimant) claim(ctx context.Context, first bool) error {
 		}
 		reports[i] = task.Report{Token: g.Step.Token, Outcome: task.Success, Results: stepResults, Digest: sha256.Sum256([]byte(stepResults))}
 	}
-	done, err := c.store.Flush(ctx, c.namespace, reports, nil)
+	done, err := c.store.Turn(ctx, c.namespace, nil, reports, nil)
 	if err != nil {
 		return fmt.Errorf("reporting: %w", err)
 	}

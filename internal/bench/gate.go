@@ -107,7 +107,7 @@ func (c *claimant) trips(ctx context.Context, g *openGate) (least gateWAL, err e
 		if err != nil {
 			return least, err
 		}
-		done, err := c.store.Flush(ctx, c.namespace, []task.Report{{
+		done, err := c.store.Turn(ctx, c.namespace, nil, []task.Report{{
 			Token: grants[0].Step.Token, Outcome: task.RetryableFailure, Failure: task.Failure{ErrorCode: "DOWN"}, Digest: [32]byte{1},
 			ReachCircuit: true, Hint: task.Hint{Source: task.FromRetryAfter, After: &after},
 		}}, nil)

@@ -244,7 +244,7 @@ func (w *worker) act(rng *rand.Rand) {
 }
 
 func (w *worker) flush(reports []task.Report, claim *store.Claim) {
-	f, err := w.s.Flush(w.Context(), w.ns, reports, claim)
+	f, err := w.s.Turn(w.Context(), w.ns, nil, reports, claim)
 	w.note("flush", err)
 	w.settle(f.Change)
 	for _, g := range f.Grants {

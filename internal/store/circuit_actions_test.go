@@ -173,7 +173,7 @@ func (x *circuitMachine) report(claim *store.Claim) {
 		}
 		reports, batch = append(reports, r), append(batch, s)
 	}
-	f, err := x.server().Flush(context.Background(), x.ns, reports, claim)
+	f, err := x.server().Turn(context.Background(), x.ns, nil, reports, claim)
 	x.ok(err)
 	if claim != nil {
 		for _, w := range claim.Circuits {

@@ -259,7 +259,7 @@ func (p *probing) fail(s *store.Store) bool {
 			Hint: task.Hint{Source: task.FromRetryAfter, After: &none},
 		}
 	}
-	f, err := s.Flush(context.Background(), p.w.ns, reports, nil)
+	f, err := s.Turn(context.Background(), p.w.ns, nil, reports, nil)
 	if err != nil {
 		p.Error(err)
 		return false

@@ -135,7 +135,7 @@ func (x *crossing) report(s *store.Store) {
 		}
 		reports = append(reports, r)
 	}
-	f, err := s.Flush(x.Context(), x.ns, reports, x.claimOf(rand.IntN(10)+1))
+	f, err := s.Turn(x.Context(), x.ns, nil, reports, x.claimOf(rand.IntN(10)+1))
 	if err != nil {
 		x.refusal(err)
 		return

@@ -133,7 +133,7 @@ func outcomeOf(token task.Token, outcome task.Outcome) task.Report {
 
 // verdictOf records a report as the engine does: in a batch, and beside it when its lease is gone.
 func (c *crowd) verdictOf(s *store.Store, r task.Report) (verdict, store.Change) {
-	f, err := s.Flush(c.Context(), c.ns, []task.Report{r}, nil)
+	f, err := s.Turn(c.Context(), c.ns, nil, []task.Report{r}, nil)
 	if err != nil {
 		c.Error(err)
 		return "", store.Change{}

@@ -75,7 +75,7 @@ func (c *crowd) finish(s *store.Store, tokens []task.Token) {
 	for i, token := range tokens {
 		reports[i] = outcomeOf(token, task.Success)
 	}
-	f, err := s.Flush(c.Context(), c.ns, reports, nil)
+	f, err := s.Turn(c.Context(), c.ns, nil, reports, nil)
 	if err != nil {
 		c.Error(err)
 		return

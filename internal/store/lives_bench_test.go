@@ -128,7 +128,7 @@ func (x *bench) flush(ctx context.Context, l *loop, claiming bool, room int) err
 			claim.Circuits = []store.CircuitWant{{CircuitID: x.circuit, LaneID: x.lane}}
 		}
 	}
-	f, err := x.s.Flush(ctx, x.ns, l.held, claim)
+	f, err := x.s.Turn(ctx, x.ns, nil, l.held, claim)
 	if err != nil {
 		return err
 	}

@@ -198,7 +198,7 @@ func (x *machine) report(t *rapid.T, tokens []issued, claim *store.Claim) {
 		outcomes[i] = x.drawOutcome()
 		reports[i] = outcomes[i].report(d.token)
 	}
-	f, err := x.s.Flush(ctx, x.ns, reports, claim)
+	f, err := x.s.Turn(ctx, x.ns, nil, reports, claim)
 	x.ok(err)
 	x.learnJitter(tokens, func(i int) verdict {
 		if f.Answers[i].Late {

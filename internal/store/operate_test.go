@@ -247,7 +247,7 @@ func TestCancelRacesClaimsAndReports(t *testing.T) {
 				if len(reports) == 0 {
 					continue
 				}
-				if _, err := w.s.Flush(t.Context(), w.ns, reports, nil); err != nil {
+				if _, err := w.s.Turn(t.Context(), w.ns, nil, reports, nil); err != nil {
 					t.Error(err)
 					return
 				}
@@ -284,7 +284,7 @@ func TestRetryRacesSettle(t *testing.T) {
 		id := w.submit(step(), step())
 		for _, g := range w.claim(2) {
 			r := task.Report{Token: g.Step.Token, Outcome: task.PermanentFailure, Digest: [32]byte{1}}
-			_, err := w.s.Flush(t.Context(), w.ns, []task.Report{r}, nil)
+			_, err := w.s.Turn(t.Context(), w.ns, nil, []task.Report{r}, nil)
 			w.ok(err)
 		}
 		var both sync.WaitGroup

@@ -148,7 +148,7 @@ func TestRaceOfHeartbeatAndReport(t *testing.T) {
 		}
 		took := make(chan *task.Reported, 1)
 		go func() {
-			f, err := w.s.Flush(t.Context(), w.ns, []task.Report{outcomeOf(g.Step.Token, outcome)}, nil)
+			f, err := w.s.Turn(t.Context(), w.ns, nil, []task.Report{outcomeOf(g.Step.Token, outcome)}, nil)
 			if err != nil || len(f.Answers) != 1 {
 				t.Errorf("the report failed: %v", err)
 				took <- nil
@@ -407,7 +407,7 @@ func TestAStaleTokenInABatchIsAnsweredForItself(t *testing.T) {
 			if !staleFirst {
 				batch[0], batch[1], now = batch[1], batch[0], 0
 			}
-			f, err := s.Flush(c.Context(), c.ns, batch, nil)
+			f, err := s.Turn(c.Context(), c.ns, nil, batch, nil)
 			c.ok(err)
 			if f.Answers[now].Late || f.Answers[now].Reported == nil {
 				t.Errorf("S4: %s: the report under the current token is answered %+v", outcome, f.Answers[now])
@@ -454,7 +454,7 @@ func TestHeartbeatsOfWhatIsReportedRefuseNoFlush(t *testing.T) {
 		}
 		together(beat(c.servers[1]), beat(c.servers[2]), beat(c.servers[2]), func() {
 			defer close(done)
-			if _, err := c.servers[0].Flush(c.Context(), c.ns, reports, nil); err != nil {
+			if _, err := c.servers[0].Turn(c.Context(), c.ns, nil, reports, nil); err != nil {
 				t.Errorf("the flush was refused: %v", err)
 			}
 		})

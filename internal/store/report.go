@@ -37,11 +37,6 @@ type stepKey struct {
 	stepNo int
 }
 
-// Flush is Turn without tasks.
-func (s *Store) Flush(ctx context.Context, namespaceID int32, reports []task.Report, claim *Claim) (Flushed, error) {
-	return s.Turn(ctx, namespaceID, nil, reports, claim)
-}
-
 // Turn stores tasks of one namespace, as Submit does, and records reports of it in one transaction and, unless tasks have
 // idempotency keys, one round trip. In the same one it grants what claim asks for: the tasks' roots and steps that the reports
 // woke included. Reports must differ in their tokens. All of it is durable when Turn returns without an error; reports whose

@@ -178,7 +178,7 @@ func (w *world) report(g store.Grant, outcome task.Outcome, with ...func(*task.R
 		f(&r)
 	}
 	r.Digest = sha256.Sum256(fmt.Append(nil, r.Outcome, r.Results, r.Failure, r.Hint.After, r.Hint.At))
-	f, err := w.s.Flush(w.Context(), w.ns, []task.Report{r}, nil)
+	f, err := w.s.Turn(w.Context(), w.ns, nil, []task.Report{r}, nil)
 	w.ok(err)
 	if f.Answers[0].Reported == nil {
 		w.Fatalf("the report was not taken: %+v", f.Answers[0])
