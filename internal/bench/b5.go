@@ -112,10 +112,8 @@ func runB5(ctx context.Context, w *world) (err error) {
 			return err
 		}
 		for _, side := range sides {
-			for _, sql := range []string{"vacuum analyze", "checkpoint"} {
-				if _, err := side.on.conn.Exec(ctx, sql); err != nil {
-					return fmt.Errorf("%s: %w", sql, err)
-				}
+			if err := side.on.settle(ctx); err != nil {
+				return err
 			}
 		}
 		if err := turn(ctx, sides, 0, 1); err != nil { // warms up
@@ -156,6 +154,16 @@ func runB5(ctx context.Context, w *world) (err error) {
 		return err
 	}
 	return small.verify(ctx)
+}
+
+// settle does at once what filling leaves to be done in the background.
+func (w *world) settle(ctx context.Context) error {
+	for _, sql := range []string{"vacuum analyze", "checkpoint"} {
+		if _, err := w.conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("%s: %w", sql, err)
+		}
+	}
+	return nil
 }
 
 // oneStep is a task of one step.

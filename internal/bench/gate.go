@@ -77,8 +77,12 @@ func (g *openGate) join(claim *store.Claim, exclusive bool, session int32) {
 }
 
 // trips opens the circuit some times over, each time by one report whose failure reaches it, and tells the least that this and the
-// release before it wrote. The first one is not counted: after a checkpoint, whole pages are written.
+// release before it wrote. What the machine still does about the filling would be counted in, so that is done before; and the first
+// trip is not counted, since after a checkpoint whole pages are written.
 func (c *claimant) trips(ctx context.Context, g *openGate) (least gateWAL, err error) {
+	if err := c.on.settle(ctx); err != nil {
+		return least, err
+	}
 	least = gateWAL{math.Inf(1), math.Inf(1)}
 	after := gateFor
 	for i := range gateTrips + 1 {
