@@ -3,6 +3,7 @@ package engine
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -186,7 +187,12 @@ func (e *Engine) WatchCircuits(ctx context.Context, namespace string, names []st
 	if err != nil {
 		return nil, err
 	}
-	if n, err := strconv.ParseUint(after, 10, 64); err == nil && strconv.FormatUint(n, 10) == after && len(after) <= len(now) {
+	// One that lies ahead is another cluster's, or of before a restore: nothing would follow it.
+	place, err := strconv.ParseUint(now, 10, 64)
+	if err != nil {
+		return nil, fmt.Errorf("reading a watcher's place: %w", err)
+	}
+	if n, err := strconv.ParseUint(after, 10, 64); err == nil && strconv.FormatUint(n, 10) == after && n <= place {
 		w.revision = after
 	}
 	e.mu.Lock()
