@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -32,7 +33,8 @@ const circuitServerEnv = "TASKER_TEST_CHAOS_CIRCUIT_SERVER"
 // circuitServerSettings say what such a process is.
 type circuitServerSettings struct {
 	DatabaseURL, Journal string
-	Down                 string   // the dependency is down while there is a file of this name
+	World                string   // a folder: the dependency is down while there is a file "down" in it
+	Handlers             []string // what the workers take
 	Workers              []string // their ids, which they keep in all lives of the process
 	Sick                 string   // the worker that fails whatever it does
 }
@@ -78,7 +80,7 @@ func serveCircuits(settings string) error {
 	go func() { ended <- e.Run(ctx) }()
 	var workers sync.WaitGroup
 	for _, id := range s.Workers {
-		h := &hand{e: e, id: id, isSick: id == s.Sick, down: s.Down, journal: journal, held: map[task.Token]bool{}}
+		h := &hand{e: e, id: id, isSick: id == s.Sick, world: s.World, handlers: s.Handlers, journal: journal, held: map[task.Token]bool{}}
 		workers.Go(func() { h.work(ctx) })
 	}
 	out := bufio.NewWriter(os.Stdout)
@@ -109,10 +111,11 @@ func circuitEngine(ctx context.Context, url string, log *slog.Logger) (*engine.E
 
 // hand is a worker.
 type hand struct {
-	e        *engine.Engine
-	id, down string
-	isSick   bool
-	journal  *history.Journal
+	e         *engine.Engine
+	id, world string
+	handlers  []string
+	isSick    bool
+	journal   *history.Journal
 
 	mu   sync.Mutex
 	held map[task.Token]bool // confirmed and running
@@ -131,7 +134,7 @@ func (h *hand) work(ctx context.Context) {
 	})
 	for sleep(ctx, 50*time.Millisecond) {
 		st, err := h.e.Open(ctx, engine.Registration{Session: store.Session{
-			WorkerID: h.id, InstanceID: "only", MaxInFlight: handsPerWorker, Handlers: circuitHandlers,
+			WorkerID: h.id, InstanceID: "only", MaxInFlight: handsPerWorker, Handlers: h.handlers,
 		}, Beats: true, DeliveryTimeout: time.Second, HeartbeatInterval: time.Second})
 		if err != nil {
 			continue // the database does not answer just now
@@ -188,7 +191,7 @@ func (h *hand) run(ctx context.Context, step *task.ReadyStep) {
 	fail := func(blame task.Blame) {
 		r.Outcome, r.Results, r.Blame, r.Failure = task.RetryableFailure, "", blame, task.Failure{ErrorCode: "BROKEN"}
 	}
-	_, err := os.Stat(h.down)
+	_, err := os.Stat(filepath.Join(h.world, "down"))
 	switch isPoison := step.HandlerConfig == poison; {
 	case step.Handler == flapping && err == nil:
 		fail(task.BlameDependency)

@@ -4,47 +4,37 @@ package chaos_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
-	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/taskerhq/tasker/internal/engine"
 	"github.com/taskerhq/tasker/internal/history"
-	"github.com/taskerhq/tasker/internal/pgtest"
 	"github.com/taskerhq/tasker/internal/task"
 )
 
-var circuitsFor = flag.Duration("chaos.circuits", 15*time.Second, "how long the dependency flaps and servers are killed")
+var (
+	circuitsFor = flag.Duration("chaos.circuits", 15*time.Second, "how long the dependency flaps and servers are killed, at least")
+	probesFlag  = flag.Int("chaos.probes", 1, "how many probes of circuits there must be: until then it goes on")
+)
 
-// circuitRun is four servers with two workers each, a dependency that they call, and the circuits in between.
+// circuitRun is a quartet, a dependency that it calls, and the circuits in between.
 type circuitRun struct {
-	*testing.T
-	db      *pgtest.DB
-	e       *engine.Engine // of clients and operators: it grants nothing
-	dir     string
-	down    string
-	servers [4]*slot
-	seed    uint64
-	kills   int
-	flaps   int
-	holds   int
-	tasks   []task.ID
-	good    map[string]int // steps by circuit that must be complete
-	bad     map[string]int // steps by circuit that must have failed for good
+	*quartet
+	down         string
+	flaps, holds int
+	tasks        int
+	good         map[string]int // steps by circuit that must be complete
+	bad          map[string]int // steps by circuit that must have failed for good
 }
 
 // sickWorker fails whatever it does behind circuit sickened.
@@ -53,20 +43,17 @@ const sickWorker = "worker-2-1"
 // TestChaosOfCircuits has a dependency flap, a worker be sick and half the steps be poison, while servers are killed with the
 // workers that they serve. At no instant may a step go behind an open circuit or too many probes run; one sick worker may
 // not open a circuit for everyone, nor may steps that take the blame; and in the end every task must end.
+//
+// It goes on for as long as it is told to, and until everything has happened that it is to show.
 func TestChaosOfCircuits(t *testing.T) {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("seed %d", seed)
-	r := &circuitRun{T: t, db: pgtest.New(t), dir: t.TempDir(), seed: seed, good: map[string]int{}, bad: map[string]int{}}
+	r := &circuitRun{quartet: newQuartet(t, circuitHandlers), good: map[string]int{}, bad: map[string]int{}}
 	r.down = filepath.Join(r.dir, "down")
-	r.start()
 	r.govern()
 	began := time.Now()
 	r.submit(4)
 	var others sync.WaitGroup
-	ctx, calm := context.WithTimeout(t.Context(), *circuitsFor)
+	defer others.Wait()
+	ctx, calm := context.WithCancel(t.Context())
 	defer calm()
 	for _, do := range []func(context.Context) error{r.flap, r.kill, r.operate} {
 		others.Go(func() {
@@ -75,92 +62,46 @@ func TestChaosOfCircuits(t *testing.T) {
 			}
 		})
 	}
-	for sleep(ctx, 500*time.Millisecond) {
-		r.submit(1)
-		for _, s := range r.servers {
-			if err := s.process.Load().diedAlone(); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	r.rage(ctx)
+	calm()
 	others.Wait()
 	healed := time.Now()
-	r.awaitEnd()
-	t.Logf("%s of chaos: the dependency went down %d times, %d servers were killed, %d holds; every task ended %s after it",
-		healed.Sub(began).Round(time.Millisecond), r.flaps, r.kills, r.holds, time.Since(healed).Round(time.Millisecond))
-	for _, s := range r.servers {
-		if err := s.process.Load().stop(stopServerPatience); err != nil {
-			t.Error(err)
-		}
+	r.awaitEnd(circuitHandlers...)
+	t.Logf("%s of chaos: the dependency went down %d times, %d servers were killed, %d frozen, %d holds; every task ended %s after it",
+		healed.Sub(began).Round(time.Millisecond), r.flaps, r.kills.Load(), r.freezes.Load(), r.holds, time.Since(healed).Round(time.Millisecond))
+	r.stop()
+	report := r.judge()
+	for _, missing := range r.missing(report) {
+		t.Errorf("%s: the run shows nothing about it", missing)
 	}
-	r.judge()
+	t.Logf("reached circuit_probes=%d", report.Probes)
+	r.checkRecord()
+	r.checkBar()
+	r.checkEnds()
 }
 
-func (r *circuitRun) must(err error) {
+// rage submits for as long as the run is to last, and then until nothing is missing that it is to show.
+func (r *circuitRun) rage(ctx context.Context) {
 	r.Helper()
-	if err != nil {
-		r.Fatal(err)
-	}
-}
-
-// start starts all servers, and the engine that the test itself uses.
-func (r *circuitRun) start() {
-	r.Cleanup(func() {
-		for _, s := range r.servers {
-			if s != nil && s.process.Load() != nil {
-				s.process.Load().kill()
-			}
+	const mostOpen = 40 // a slow machine is not drowned
+	calmAt := time.Now().Add(*circuitsFor)
+	for sleep(ctx, 500*time.Millisecond) && !r.Failed() {
+		r.diedAlone()
+		if len(r.openTasks(mostOpen)) < mostOpen {
+			r.submit(1)
 		}
-	})
-	for i := range r.servers {
-		r.servers[i] = &slot{number: i + 1}
-		r.must(r.startServer(r.servers[i]))
-	}
-	e, closeStore, err := circuitEngine(r.Context(), r.db.ConnString(), slog.New(slog.DiscardHandler))
-	r.must(err)
-	r.Cleanup(closeStore)
-	r.e = e
-	ctx, stop := context.WithCancel(context.WithoutCancel(r.Context()))
-	ended := make(chan error, 1)
-	go func() { ended <- e.Run(ctx) }()
-	r.Cleanup(func() {
-		stop()
-		if err := <-ended; err != nil {
-			r.Errorf("the engine of clients ended with %v", err)
+		if time.Now().Before(calmAt) {
+			continue
 		}
-	})
-}
-
-func (r *circuitRun) startServer(s *slot) error {
-	s.life++
-	name := fmt.Sprintf("server-%d.%d", s.number, s.life)
-	settings := circuitServerSettings{
-		DatabaseURL: r.db.ConnString(), Journal: filepath.Join(r.dir, name+".journal"), Down: r.down, Sick: sickWorker,
-		Workers: []string{fmt.Sprintf("worker-%d-1", s.number), fmt.Sprintf("worker-%d-2", s.number)},
+		missing := r.missing(r.check(history.Options{Sample: 1}))
+		if len(missing) == 0 {
+			return
+		}
+		if time.Since(calmAt) > showPatience {
+			r.Errorf("within %s more than it was to last, the run came never to this:\n%s", showPatience, strings.Join(missing, "\n"))
+			return
+		}
 	}
-	body, err := json.Marshal(settings)
-	if err != nil {
-		return err
-	}
-	out, in, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = out.Close() }()
-	p, err := launch(r.dir, name, in, []string{circuitServerEnv + "=" + string(body), "GORACE=halt_on_error=0"}, os.Args[0])
-	_ = in.Close() // The server has its own.
-	if err != nil {
-		return err
-	}
-	s.process.Store(p)
-	if err := out.SetReadDeadline(time.Now().Add(startPatience)); err != nil {
-		return err
-	}
-	if n, err := out.Read(make([]byte, 16)); n == 0 {
-		p.kill()
-		return fmt.Errorf("%s does not serve: %w%s", name, err, p.lastWords(15))
-	}
-	return nil
 }
 
 // govern sets the circuits' policies.
@@ -199,7 +140,7 @@ func (r *circuitRun) submit(n int) {
 						Lease: ptr(2 * time.Second),
 					},
 				}
-				if isPoison := (handler == poisoned || handler == venomous) && no%2 == 1; isPoison && (handler == poisoned || len(r.tasks) < 16) {
+				if isPoison := (handler == poisoned || handler == venomous) && no%2 == 1; isPoison && (handler == poisoned || r.tasks < 16) {
 					s.HandlerConfig, s.RetryLimit = poison, 2
 					r.bad[handler]++
 				} else {
@@ -211,15 +152,13 @@ func (r *circuitRun) submit(n int) {
 		}
 		answers, err := r.e.Submit(r.Context(), subs, true)
 		r.must(err)
-		for _, a := range answers {
-			r.tasks = append(r.tasks, a.TaskID)
-		}
+		r.tasks += len(answers)
 	}
 }
 
 // flap takes the dependency down and up again, until ctx ends. It ends up.
 func (r *circuitRun) flap(ctx context.Context) error {
-	draw := rand.New(rand.NewPCG(r.seed, 1<<34+1))
+	draw := r.draw(1)
 	for sleep(ctx, time.Duration(300+draw.IntN(2500))*time.Millisecond) {
 		if err := os.WriteFile(r.down, nil, 0o600); err != nil {
 			return err
@@ -233,31 +172,9 @@ func (r *circuitRun) flap(ctx context.Context) error {
 	return nil
 }
 
-// kill is kill -9 of a server with its workers, or a pause for longer than its leases last.
-func (r *circuitRun) kill(ctx context.Context) error {
-	draw := rand.New(rand.NewPCG(r.seed, 1<<34+2))
-	for sleep(ctx, time.Duration(500+draw.IntN(1500))*time.Millisecond) {
-		s := r.servers[draw.IntN(len(r.servers))]
-		p := s.process.Load()
-		if draw.IntN(4) == 0 {
-			p.signal(syscall.SIGSTOP)
-			sleep(ctx, time.Duration(500+draw.IntN(3000))*time.Millisecond)
-			p.signal(syscall.SIGCONT)
-			continue
-		}
-		p.kill()
-		r.kills++
-		sleep(ctx, time.Duration(draw.IntN(1000))*time.Millisecond)
-		if err := r.startServer(s); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // operate holds the flapping circuit for a while, now or a little later, and releases it before or after.
 func (r *circuitRun) operate(ctx context.Context) error {
-	draw := rand.New(rand.NewPCG(r.seed, 1<<34+3))
+	draw := r.draw(3)
 	always := context.WithoutCancel(ctx)
 	for sleep(ctx, time.Duration(4000+draw.IntN(3000))*time.Millisecond) {
 		now := time.Now()
@@ -277,58 +194,69 @@ func (r *circuitRun) operate(ctx context.Context) error {
 	return nil
 }
 
-// awaitEnd waits until every task has ended: L1.
-func (r *circuitRun) awaitEnd() {
+// missing is what has not happened yet of what the run is to show.
+func (r *circuitRun) missing(report *history.Report) (missing []string) {
 	r.Helper()
-	var open []string
-	for deadline := time.Now().Add(healPatience); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		rows, err := r.db.Pool.Query(r.Context(), `select format('task %s (%s)', task_id, name) from task
-			where not exists (select from task_end where task_end.task_id = task.task_id) order by task_id limit 5`)
-		r.must(err)
-		if open, err = pgx.CollectRows(rows, pgx.RowTo[string]); err == nil && len(open) == 0 {
-			return
-		}
-		r.must(err)
-	}
-	for _, name := range circuitHandlers {
-		if c, err := r.e.GetCircuit(r.Context(), "", name); err == nil {
-			r.Logf("circuit %s is %s since %s, wave %d, %d run, %d wait", name, c.State, c.Since, c.Wave, c.InFlight, c.Waiting)
+	for _, want := range []struct {
+		what string
+		got  int
+		need int
+	}{
+		{"leases lost with a killed server", report.LostLeases, 1},
+		{"probes", report.Probes, *probesFlag},
+	} {
+		if want.got < want.need {
+			missing = append(missing, fmt.Sprintf("%d %s of %d", want.got, want.what, want.need))
 		}
 	}
-	r.Fatalf("L1: not ended %s after everything healed:\n%s", healPatience, strings.Join(open, "\n"))
+	causes := r.causes()
+	for _, want := range []struct {
+		circuit string
+		any     []task.CircuitCause
+	}{
+		{flapping, []task.CircuitCause{task.CauseFailureRate, task.CauseReach}},
+		{flapping, []task.CircuitCause{task.CauseOpenElapsed}},
+		{flapping, []task.CircuitCause{task.CauseProbesPassed}},
+		{flapping, []task.CircuitCause{task.CauseHold}},
+		{sickened, []task.CircuitCause{task.CauseWorkersBarred}},
+		{venomous, []task.CircuitCause{task.CauseFailureRate}},
+	} {
+		if !slices.ContainsFunc(want.any, func(cause task.CircuitCause) bool { return causes[want.circuit][cause] > 0 }) {
+			missing = append(missing, fmt.Sprintf("circuit %s has not come to %v", want.circuit, want.any))
+		}
+	}
+	return missing
 }
 
-// judge holds what everyone saw against what the database says.
-func (r *circuitRun) judge() {
+// causes counts what brought about the events of each circuit.
+func (r *circuitRun) causes() map[string]map[task.CircuitCause]int {
 	r.Helper()
-	for _, line := range outcry(r.T, r.dir) {
-		r.Error(line)
-	}
-	checkDeadlocks(r.T, r.db)
-	journals, err := filepath.Glob(filepath.Join(r.dir, "*.journal"))
+	rows, err := r.db.Pool.Query(r.Context(), `select circuit.name, circuit_event.cause::text, count(*)::int from circuit_event join circuit using (circuit_id) group by 1, 2`)
 	r.must(err)
-	report, err := history.Check(r.Context(), r.db.Pool, history.Options{Journals: journals, Sample: -1})
+	var (
+		name  string
+		cause task.CircuitCause
+		times int
+	)
+	found := map[string]map[task.CircuitCause]int{}
+	_, err = pgx.ForEachRow(rows, []any{&name, &cause, &times}, func() error {
+		if found[name] == nil {
+			found[name] = map[task.CircuitCause]int{}
+		}
+		found[name][cause] = times
+		return nil
+	})
 	r.must(err)
-	for _, v := range report.Violations[:min(len(report.Violations), 50)] {
-		r.Error(v)
-	}
-	if !report.Holds() {
-		r.Errorf("%d violations", report.Total)
-	}
-	if report.LostLeases == 0 || report.Probes == 0 {
-		r.Errorf("%d lost leases, %d probes: the run shows nothing about them", report.LostLeases, report.Probes)
-	}
-	r.Logf("%d steps %v, %d dispatches, %d probes, %d attempts, %d lost leases, %d undelivered", report.Steps, report.Ended, report.Dispatches,
-		report.Probes, report.Attempts, report.LostLeases, report.Undelivered)
-	r.Logf("reached circuit_probes=%d", report.Probes)
+	return found
+}
 
-	events := map[string]map[task.CircuitCause]int{}
+// checkRecord demands that circuits opened only where their dependency was to blame, and that the sick worker alone was barred.
+func (r *circuitRun) checkRecord() {
+	r.Helper()
 	for _, name := range circuitHandlers {
-		events[name] = map[task.CircuitCause]int{}
-		found, err := r.e.ListCircuitEvents(r.Context(), task.CircuitEventQuery{Circuit: name, Limit: 100_000})
+		events, err := r.e.ListCircuitEvents(r.Context(), task.CircuitEventQuery{Circuit: name, Limit: 100_000})
 		r.must(err)
-		for _, e := range found {
-			events[name][e.Cause]++
+		for _, e := range events {
 			if e.Cause == task.CauseWorkersBarred && !slices.Equal(e.Workers, []string{sickWorker}) {
 				r.Errorf("of circuit %s workers %v are barred, the sick one is %s", name, e.Workers, sickWorker)
 			}
@@ -336,27 +264,10 @@ func (r *circuitRun) judge() {
 				r.Errorf("circuit %s came to be %s by %s: the dependency was never down", name, e.To, e.Cause)
 			}
 		}
-		r.Logf("circuit %s: %v", name, events[name])
 	}
-	if events[flapping][task.CauseFailureRate]+events[flapping][task.CauseReach] == 0 {
-		r.Errorf("circuit %s never opened by itself: the run shows nothing about it", flapping)
+	for name, causes := range r.causes() {
+		r.Logf("circuit %s: %v", name, causes)
 	}
-	for _, want := range []struct {
-		name  string
-		cause task.CircuitCause
-	}{
-		{flapping, task.CauseOpenElapsed},
-		{flapping, task.CauseProbesPassed},
-		{flapping, task.CauseHold},
-		{sickened, task.CauseWorkersBarred},
-		{venomous, task.CauseFailureRate},
-	} {
-		if events[want.name][want.cause] == 0 {
-			r.Errorf("circuit %s never came to %s: the run shows nothing about it", want.name, want.cause)
-		}
-	}
-	r.checkBar()
-	r.checkEnds()
 }
 
 // checkBar demands that the worker that was barred got no steps of its circuit for as long.

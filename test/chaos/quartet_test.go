@@ -1,0 +1,286 @@
+//go:build linux
+
+package chaos_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/taskerhq/tasker/internal/engine"
+	"github.com/taskerhq/tasker/internal/history"
+	"github.com/taskerhq/tasker/internal/pgtest"
+)
+
+// quartet is four servers, each with two workers in its own process, and the engine that clients and operators use.
+type quartet struct {
+	*testing.T
+	db       *pgtest.DB
+	e        *engine.Engine // grants nothing
+	dir      string
+	handlers []string
+	servers  [4]*slot
+	seed     uint64
+	kills    atomic.Int64
+	freezes  atomic.Int64
+}
+
+const (
+	// showPatience is how long a run goes on at most until everything has happened that it is to show.
+	showPatience = 4 * time.Minute
+	// catchPatience is how long a kill waits at most for somebody who has something in hand.
+	catchPatience = 5 * time.Second
+)
+
+// newQuartet starts the servers. Their workers take what handlers name.
+func newQuartet(t *testing.T, handlers []string) *quartet {
+	t.Helper()
+	seed := *seedFlag
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("seed %d", seed)
+	c := &quartet{T: t, db: pgtest.New(t), dir: t.TempDir(), handlers: handlers, seed: seed}
+	t.Cleanup(func() {
+		for _, s := range c.servers {
+			if s != nil && s.process.Load() != nil {
+				s.process.Load().kill()
+			}
+		}
+	})
+	for i := range c.servers {
+		c.servers[i] = &slot{number: i + 1}
+		c.must(c.startServer(c.servers[i]))
+	}
+	e, closeStore, err := circuitEngine(t.Context(), c.db.ConnString(), slog.New(slog.DiscardHandler))
+	c.must(err)
+	t.Cleanup(closeStore)
+	c.e = e
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	ended := make(chan error, 1)
+	go func() { ended <- e.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("the engine of clients ended with %v", err)
+		}
+	})
+	return c
+}
+
+func (c *quartet) must(err error) {
+	c.Helper()
+	if err != nil {
+		c.Fatal(err)
+	}
+}
+
+// draw gives a source of its own to each who acts at random.
+func (c *quartet) draw(who uint64) *rand.Rand { return rand.New(rand.NewPCG(c.seed, 1<<34+who)) }
+
+func (c *quartet) startServer(s *slot) error {
+	s.life++
+	name := fmt.Sprintf("server-%d.%d", s.number, s.life)
+	settings := circuitServerSettings{
+		DatabaseURL: c.db.ConnString(), Journal: filepath.Join(c.dir, name+".journal"), World: c.dir, Handlers: c.handlers, Sick: sickWorker,
+		Workers: []string{workerOf(s, 1), workerOf(s, 2)},
+	}
+	body, err := json.Marshal(settings)
+	if err != nil {
+		return err
+	}
+	out, in, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = out.Close() }()
+	p, err := launch(c.dir, name, in, []string{circuitServerEnv + "=" + string(body), "GORACE=halt_on_error=0"}, os.Args[0])
+	_ = in.Close() // The server has its own.
+	if err != nil {
+		return err
+	}
+	s.process.Store(p)
+	if err := out.SetReadDeadline(time.Now().Add(startPatience)); err != nil {
+		return err
+	}
+	if n, err := out.Read(make([]byte, 16)); n == 0 {
+		p.kill()
+		return fmt.Errorf("%s does not serve: %w%s", name, err, p.lastWords(15))
+	}
+	return nil
+}
+
+// workerOf is the id of a server's n-th worker, which it keeps in all lives of the process.
+func workerOf(s *slot, n int) string { return fmt.Sprintf("worker-%d-%d", s.number, n) }
+
+// inHand are the workers that hold a confirmed lease, which outlives its server and is then lost. $1: only a probe counts.
+const inHand = `select distinct worker_session.worker_id from lease join worker_session using (session_id)
+	where lease.confirmed_at is not null and lease.until > clock_timestamp() and (lease.probe or not $1)`
+
+// holders are the servers with something in hand, in a random order.
+func (c *quartet) holders(ctx context.Context, draw *rand.Rand, probe bool) ([]*slot, error) {
+	rows, err := c.db.Pool.Query(ctx, inHand, probe)
+	if err != nil {
+		return nil, err
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, err
+	}
+	var found []*slot
+	for _, s := range c.servers {
+		for _, id := range ids {
+			if id == workerOf(s, 1) || id == workerOf(s, 2) {
+				found = append(found, s)
+				break
+			}
+		}
+	}
+	draw.Shuffle(len(found), func(i, j int) { found[i], found[j] = found[j], found[i] })
+	return found, nil
+}
+
+// catch freezes a server that has something in hand: a probe, if anybody has one soon and probe asks for it. Who was seen with
+// something may have let go of it before being frozen, so it is looked at again. Gives nil where nobody has anything for
+// long, or at the end of ctx.
+func (c *quartet) catch(ctx context.Context, draw *rand.Rand, probe bool) (*slot, error) {
+	for began := time.Now(); sleep(ctx, 10*time.Millisecond) && time.Since(began) < catchPatience; {
+		probe = probe && time.Since(began) < catchPatience/2
+		found, err := c.holders(ctx, draw, probe)
+		for _, s := range found {
+			p := s.process.Load()
+			p.signal(syscall.SIGSTOP)
+			still, err := c.holders(ctx, draw, probe)
+			for _, other := range still {
+				if other == s {
+					return s, nil
+				}
+			}
+			p.signal(syscall.SIGCONT)
+			if err != nil && ctx.Err() == nil {
+				return nil, err
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// kill is kill -9 of a server with its workers, while they have something in hand, or a pause for longer than leases last.
+func (c *quartet) kill(ctx context.Context) error {
+	draw := c.draw(2)
+	for n := 0; sleep(ctx, time.Duration(300+draw.IntN(1200))*time.Millisecond); n++ {
+		if n%4 == 3 {
+			p := c.servers[draw.IntN(len(c.servers))].process.Load()
+			p.signal(syscall.SIGSTOP)
+			sleep(ctx, time.Duration(500+draw.IntN(3000))*time.Millisecond)
+			p.signal(syscall.SIGCONT)
+			c.freezes.Add(1)
+			continue
+		}
+		s, err := c.catch(ctx, draw, n%2 == 0)
+		if err != nil {
+			return fmt.Errorf("looking for a server to kill: %w", err)
+		}
+		if s == nil {
+			continue
+		}
+		s.process.Load().kill()
+		c.kills.Add(1)
+		sleep(ctx, time.Duration(draw.IntN(1000))*time.Millisecond)
+		if err := c.startServer(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// diedAlone fails the test when a server has ended that nobody killed.
+func (c *quartet) diedAlone() {
+	c.Helper()
+	for _, s := range c.servers {
+		c.must(s.process.Load().diedAlone())
+	}
+}
+
+func (c *quartet) stop() {
+	c.Helper()
+	for _, s := range c.servers {
+		if err := s.process.Load().stop(stopServerPatience); err != nil {
+			c.Error(err)
+		}
+	}
+}
+
+// openTasks names some tasks that have not ended.
+func (c *quartet) openTasks(most int) []string {
+	c.Helper()
+	rows, err := c.db.Pool.Query(c.Context(), `select format('task %s (%s)', task_id, name) from task
+		where not exists (select from task_end where task_end.task_id = task.task_id) order by task_id limit $1`, most)
+	c.must(err)
+	open, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	c.must(err)
+	return open
+}
+
+// awaitEnd waits until every task has ended: L1.
+func (c *quartet) awaitEnd(circuits ...string) {
+	c.Helper()
+	var open []string
+	for deadline := time.Now().Add(healPatience); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		if open = c.openTasks(5); len(open) == 0 {
+			return
+		}
+		c.diedAlone()
+	}
+	for _, name := range circuits {
+		if x, err := c.e.GetCircuit(c.Context(), "", name); err == nil {
+			c.Logf("circuit %s is %s since %s, wave %d, %d run, %d wait", name, x.State, x.Since, x.Wave, x.InFlight, x.Waiting)
+		}
+	}
+	c.Fatalf("L1: not ended %s after everything healed:\n%s", healPatience, strings.Join(open, "\n"))
+}
+
+// judge holds what everyone saw against what the database says, when all is over.
+func (c *quartet) judge() *history.Report {
+	c.Helper()
+	for _, line := range outcry(c.T, c.dir) {
+		c.Error(line)
+	}
+	checkDeadlocks(c.T, c.db)
+	journals, err := filepath.Glob(filepath.Join(c.dir, "*.journal"))
+	c.must(err)
+	began := time.Now()
+	report := c.check(history.Options{Journals: journals, Sample: -1})
+	c.Logf("checked in %s: %d steps %v, %d dispatches, %d probes, %d attempts, %d lost leases, %d undelivered",
+		time.Since(began).Round(time.Millisecond), report.Steps, report.Ended, report.Dispatches, report.Probes, report.Attempts, report.LostLeases,
+		report.Undelivered)
+	return report
+}
+
+// check has the history checked, be it in the middle of everything.
+func (c *quartet) check(o history.Options) *history.Report {
+	c.Helper()
+	report, err := history.Check(c.Context(), c.db.Pool, o)
+	c.must(err)
+	for _, v := range report.Violations[:min(len(report.Violations), 50)] {
+		c.Error(v)
+	}
+	if !report.Holds() {
+		c.Errorf("%d violations", report.Total)
+	}
+	return &report
+}
