@@ -130,6 +130,7 @@ func (c *checker) checkBudgets() {
 	for _, e := range c.endings {
 		var soonest time.Duration // how much too early it was, by the budget that ran out first
 		isBounded := false
+		c.r.OutOfTime++
 		consider := func(end time.Time) {
 			if early := end.Sub(e.at); !isBounded || early < soonest {
 				soonest, isBounded = early, true

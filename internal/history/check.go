@@ -105,7 +105,9 @@ type Report struct {
 	Failures     int // runs that failed, counted or not
 	Uncounted    int // of them, not counted, as they asked for
 	LostLeases   int
-	Outlived     int // successes that were dispatched after their budget of time had passed by the clock
+	OutOfTime    int // ends of steps by a budget of time
+	PastDeadline int // successes that were dispatched after their task's deadline had passed by the clock
+	PastElapsed  int // and after their max_elapsed had
 	Undelivered  int // dispatches that were never confirmed
 	Released     int // dispatches handed back
 	Retried      int // resets by operators

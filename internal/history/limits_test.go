@@ -108,25 +108,26 @@ func TestViolationsOfLimitsAndBudgets(t *testing.T) {
 func TestLimitsAndBudgetsHold(t *testing.T) {
 	for _, tt := range []struct {
 		name, sql string
-		want      [5]int // Full, Paced, LostProbes, Outlived, violations
+		want      [7]int // Full, Paced, LostProbes, OutOfTime, PastDeadline, PastElapsed, violations
 	}{
-		{"limits", `update circuit_event set policy.max_in_flight = 2, policy.rate = 20`, [5]int{2, 2, 0, 0, 0}},
-		{"a rate that is reached", `update circuit_event set policy.rate = 0.5 where generation > 5`, [5]int{0, 0, 0, 0, 0}},
-		{"a deadline", endsStep8 + `update task set deadline = at(170) where task_id = 9 << 14`, [5]int{}},
+		{"limits", `update circuit_event set policy.max_in_flight = 2, policy.rate = 20`, [7]int{2, 2, 0, 0, 0, 0, 0}},
+		{"a rate that is reached", `update circuit_event set policy.rate = 0.5 where generation > 5`, [7]int{}},
+		{"a deadline", endsStep8 + `update task set deadline = at(170) where task_id = 9 << 14`, [7]int{3: 1}},
 		{
 			"a deadline that was put off", endsStep8 + suspends + `update task set deadline = at(130) where task_id = 9 << 14`,
-			[5]int{0, 0, 0, 3, 0},
+			[7]int{3: 1, 4: 3},
 		},
 		{
 			"a budget that was put off", endsStep1 + suspends + `update step set max_elapsed = interval '28 s' where task_id = 9 << 14 and step_no = 1`,
-			[5]int{},
+			[7]int{3: 1},
 		},
+		{"a success past max_elapsed", `update step set max_elapsed = interval '10 s' where task_id = 1 << 14 and step_no = 2`, [7]int{5: 1}},
 		{
 			"a probe that is lost",
 			`update history set outcome = 'lost_lease', lost_leases = '{1}', event_nos = '{3}' where kind = 'concluded' and outcome = 'released' and step_nos = '{3}' and task_ids[1] = 9 << 14;
 			 select ev(114.5, 'confirmed', (9 << 14) + 3, 2, session => 1); select fl(115, (9 << 14) + 3, 1, 'lost_lease', 0, 0, 1, 3, 1, code => 'LEASE_EXPIRED');
 			 update ready set lost_leases = 1, released = 0, event_no = 3, started = true where task_id = 9 << 14 and step_no = 3`,
-			[5]int{0, 0, 1, 0, 0},
+			[7]int{2: 1},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -136,7 +137,7 @@ func TestLimitsAndBudgetsHold(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := check(t, db)
-			if counts := [5]int{got.Full, got.Paced, got.LostProbes, got.Outlived, got.Total}; counts != tt.want {
+			if counts := [7]int{got.Full, got.Paced, got.LostProbes, got.OutOfTime, got.PastDeadline, got.PastElapsed, got.Total}; counts != tt.want {
 				t.Errorf("%v, want %v: %v", counts, tt.want, got.Violations)
 			}
 		})

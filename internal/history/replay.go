@@ -229,9 +229,7 @@ func (m *stepModel) conclude(p *replayer, e *event) {
 
 func (m *stepModel) succeed(p *replayer, e *event) {
 	p.r.Attempts++
-	if m.isOverdue() {
-		p.r.Outlived++
-	}
+	m.countOverdue(p)
 	m.expect(p, e, m.attempts+1, m.failures, m.lostLeases)
 	m.place, m.endedAt, m.lateOpen = complete, e.RecordedAt, false
 }
@@ -393,14 +391,18 @@ func (m *stepModel) park(p *replayer, e *event) {
 	m.place, m.parkReason, m.dueAt, m.lateOpen = parked, "deadline_exceeded", nil, false
 }
 
-// isOverdue tells whether the latest dispatch was granted after a budget of time had passed by the clock.
-func (m *stepModel) isOverdue() bool {
+// countOverdue counts a success whose dispatch was granted after a budget of time had passed by the clock.
+func (m *stepModel) countOverdue(p *replayer) {
 	if len(m.dispatched) == 0 {
-		return false
+		return
 	}
 	last := m.dispatched[len(m.dispatched)-1]
-	return m.policy.deadline != nil && last.After(*m.policy.deadline) ||
-		m.policy.maxElapsed != nil && last.After(m.firstAt.Add(micros(*m.policy.maxElapsed)))
+	if m.policy.deadline != nil && last.After(*m.policy.deadline) {
+		p.r.PastDeadline++
+	}
+	if m.policy.maxElapsed != nil && last.After(m.firstAt.Add(micros(*m.policy.maxElapsed))) {
+		p.r.PastElapsed++
+	}
 }
 
 // late checks a report that came too late. It changes nothing.
