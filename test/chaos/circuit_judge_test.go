@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -53,13 +54,29 @@ func (r *circuitRun) missing(report *history.Report) (missing []string) {
 		{[]string{flapping, sluggish, venomous}, task.CauseProbesPassed},
 		{[]string{flapping, sluggish, venomous}, task.CauseWavePassed},
 		{[]string{flapping, sluggish, venomous}, task.CauseWaveFailed},
-		{[]string{flapping, sluggish, venomous}, task.CauseRecovered},
 	} {
 		if !slices.ContainsFunc(want.of, func(name string) bool { return causes[name][want.cause] > 0 }) {
 			missing = append(missing, fmt.Sprintf("no %s of %s", want.cause, strings.Join(want.of, " or ")))
 		}
 	}
 	return missing
+}
+
+// recover has circuits go all the way back to closed, if none has so far: once everything is healed, nothing that is submitted
+// can open them again.
+func (r *circuitRun) recover() {
+	r.Helper()
+	for began := time.Now(); ; {
+		r.awaitEnd(circuitHandlers...)
+		causes := r.causes()
+		if causes[flapping][task.CauseRecovered]+causes[sluggish][task.CauseRecovered] > 0 {
+			return
+		}
+		if time.Since(began) > showPatience {
+			r.Fatalf("no circuit has closed %s after everything was healed", showPatience)
+		}
+		r.submit(1)
+	}
 }
 
 // lookAtBars counts a worker that blames itself and is barred just now: a bar leaves no event.

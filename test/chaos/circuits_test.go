@@ -61,7 +61,7 @@ func TestChaosOfCircuits(t *testing.T) {
 	calm()
 	others.Wait()
 	healed := time.Now()
-	r.awaitEnd(circuitHandlers...)
+	r.recover()
 	t.Logf("%s of chaos: the dependency went down %d times, %d servers were killed, %d frozen, %d holds, %d planned windows; every task ended %s after it",
 		healed.Sub(began).Round(time.Millisecond), r.flaps, r.kills.Load(), r.freezes.Load(), r.holds, r.windows,
 		time.Since(healed).Round(time.Millisecond))
@@ -82,6 +82,7 @@ func TestChaosOfCircuits(t *testing.T) {
 func (r *circuitRun) rage(ctx context.Context) {
 	r.Helper()
 	calmAt := time.Now().Add(*circuitsFor)
+	said := ""
 	for sleep(ctx, 500*time.Millisecond) && !r.Failed() {
 		r.diedAlone()
 		r.lookAtBars()
@@ -92,7 +93,10 @@ func (r *circuitRun) rage(ctx context.Context) {
 			if len(missing) == 0 {
 				return
 			}
-			r.Logf("%s more: %s", late.Round(time.Second), strings.Join(missing, "; "))
+			if now := strings.Join(missing, "; "); now != said {
+				said = now
+				r.Logf("%s more: %s", late.Round(time.Second), now)
+			}
 			if late > showPatience {
 				r.Errorf("within %s more than it was to last, the run never came to this:\n%s", showPatience, strings.Join(missing, "\n"))
 				return
