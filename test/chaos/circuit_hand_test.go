@@ -136,7 +136,7 @@ func (h *hand) takes(step *task.ReadyStep) time.Duration {
 	switch {
 	case step.Handler == sluggish && step.Probe:
 		return 400 * time.Millisecond // in somebody's hands when they are killed
-	case step.StepNo%50 == 0:
+	case step.Handler == fickle && step.Dispatch%16 == 0 && !h.isSo(healed), step.StepNo%50 == 0:
 		return 700 * time.Millisecond // likewise
 	}
 	return time.Duration(5+step.StepNo%30) * time.Millisecond
@@ -191,6 +191,14 @@ func (h *hand) outcome(step *task.ReadyStep) task.Report {
 		}
 		if step.HandlerConfig == once && step.Dispatch == 1 {
 			return failed(task.BlameStep, within(pause))
+		}
+	case fickle:
+		// The token is as random as it gets.
+		if step.Token.Nonce[0]%8 > 0 && !h.isSo(healed) {
+			if step.Token.Nonce[1]%16 == 0 {
+				return failed(task.BlameDependency, task.Hint{})
+			}
+			return failed(task.BlameDependency, within(5*time.Millisecond)) // does not count: attempts are few
 		}
 	}
 	return succeeded

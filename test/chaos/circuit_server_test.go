@@ -50,6 +50,9 @@ const (
 	patient  = "patient"  // steps have little time, which stands still while the circuit is shut
 )
 
+// fickle is the handler of the run over half-open circuits, of which each stands behind many.
+const fickle = "fickle" // the dependency fails nearly always
+
 var circuitHandlers = []string{flapping, sluggish, sickened, blamed, poisoned, venomous, narrow, paced, patient}
 
 // What steps are like, by their handler_config.
@@ -60,8 +63,9 @@ const (
 
 // Signs that the test puts up: files in the folder that it shares with the servers.
 const (
-	down = "down"
-	slow = "slow"
+	down   = "down"
+	slow   = "slow"
+	healed = "healed"
 )
 
 const (

@@ -51,22 +51,22 @@ func newQuartet(t *testing.T, handlers []string) *quartet {
 		seed = rand.Uint64()
 	}
 	t.Logf("seed %d", seed)
-	c := &quartet{T: t, db: pgtest.New(t), dir: t.TempDir(), handlers: handlers, seed: seed}
+	q := &quartet{T: t, db: pgtest.New(t), dir: t.TempDir(), handlers: handlers, seed: seed}
 	t.Cleanup(func() {
-		for _, s := range c.servers {
+		for _, s := range q.servers {
 			if s != nil && s.process.Load() != nil {
 				s.process.Load().kill()
 			}
 		}
 	})
-	for i := range c.servers {
-		c.servers[i] = &slot{number: i + 1}
-		c.must(c.startServer(c.servers[i]))
+	for i := range q.servers {
+		q.servers[i] = &slot{number: i + 1}
+		q.must(q.startServer(q.servers[i]))
 	}
-	e, closeStore, err := circuitEngine(t.Context(), c.db.ConnString(), slog.New(slog.DiscardHandler))
-	c.must(err)
+	e, closeStore, err := circuitEngine(t.Context(), q.db.ConnString(), slog.New(slog.DiscardHandler))
+	q.must(err)
 	t.Cleanup(closeStore)
-	c.e = e
+	q.e = e
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
 	go func() { ended <- e.Run(ctx) }()
@@ -76,24 +76,24 @@ func newQuartet(t *testing.T, handlers []string) *quartet {
 			t.Errorf("the engine of clients ended with %v", err)
 		}
 	})
-	return c
+	return q
 }
 
-func (c *quartet) must(err error) {
-	c.Helper()
+func (q *quartet) must(err error) {
+	q.Helper()
 	if err != nil {
-		c.Fatal(err)
+		q.Fatal(err)
 	}
 }
 
 // draw gives a source of its own to each who acts at random.
-func (c *quartet) draw(who uint64) *rand.Rand { return rand.New(rand.NewPCG(c.seed, 1<<34+who)) }
+func (q *quartet) draw(who uint64) *rand.Rand { return rand.New(rand.NewPCG(q.seed, 1<<34+who)) }
 
-func (c *quartet) startServer(s *slot) error {
+func (q *quartet) startServer(s *slot) error {
 	s.life++
 	name := fmt.Sprintf("server-%d.%d", s.number, s.life)
 	settings := circuitServerSettings{
-		DatabaseURL: c.db.ConnString(), Journal: filepath.Join(c.dir, name+".journal"), World: c.dir, Handlers: c.handlers, Sick: sickWorker,
+		DatabaseURL: q.db.ConnString(), Journal: filepath.Join(q.dir, name+".journal"), World: q.dir, Handlers: q.handlers, Sick: sickWorker,
 		Workers: []string{workerOf(s, 1), workerOf(s, 2)},
 	}
 	body, err := json.Marshal(settings)
@@ -105,7 +105,7 @@ func (c *quartet) startServer(s *slot) error {
 		return err
 	}
 	defer func() { _ = out.Close() }()
-	p, err := launch(c.dir, name, in, []string{circuitServerEnv + "=" + string(body), "GORACE=halt_on_error=0"}, os.Args[0])
+	p, err := launch(q.dir, name, in, []string{circuitServerEnv + "=" + string(body), "GORACE=halt_on_error=0"}, os.Args[0])
 	_ = in.Close() // The server has its own.
 	if err != nil {
 		return err
@@ -129,8 +129,8 @@ const inHand = `select distinct worker_session.worker_id from lease join worker_
 	where lease.confirmed_at is not null and lease.until > clock_timestamp() and (lease.probe or not $1)`
 
 // holders are the servers with something in hand, in a random order.
-func (c *quartet) holders(ctx context.Context, draw *rand.Rand, probe bool) ([]*slot, error) {
-	rows, err := c.db.Pool.Query(ctx, inHand, probe)
+func (q *quartet) holders(ctx context.Context, draw *rand.Rand, probe bool) ([]*slot, error) {
+	rows, err := q.db.Pool.Query(ctx, inHand, probe)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +139,7 @@ func (c *quartet) holders(ctx context.Context, draw *rand.Rand, probe bool) ([]*
 		return nil, err
 	}
 	var found []*slot
-	for _, s := range c.servers {
+	for _, s := range q.servers {
 		for _, id := range ids {
 			if id == workerOf(s, 1) || id == workerOf(s, 2) {
 				found = append(found, s)
@@ -154,14 +154,14 @@ func (c *quartet) holders(ctx context.Context, draw *rand.Rand, probe bool) ([]*
 // catch freezes a server that has something in hand: a probe, if anybody has one soon and probe asks for it. Who was seen with
 // something may have let go of it before being frozen, so it is looked at again. Gives nil where nobody has anything for
 // long, or at the end of ctx.
-func (c *quartet) catch(ctx context.Context, draw *rand.Rand, probe bool) (*slot, error) {
+func (q *quartet) catch(ctx context.Context, draw *rand.Rand, probe bool) (*slot, error) {
 	for began := time.Now(); sleep(ctx, 10*time.Millisecond) && time.Since(began) < catchPatience; {
 		probe = probe && time.Since(began) < catchPatience/2
-		found, err := c.holders(ctx, draw, probe)
+		found, err := q.holders(ctx, draw, probe)
 		for _, s := range found {
 			p := s.process.Load()
 			p.signal(syscall.SIGSTOP)
-			still, err := c.holders(ctx, draw, probe)
+			still, err := q.holders(ctx, draw, probe)
 			for _, other := range still {
 				if other == s {
 					return s, nil
@@ -180,18 +180,18 @@ func (c *quartet) catch(ctx context.Context, draw *rand.Rand, probe bool) (*slot
 }
 
 // kill is kill -9 of a server with its workers, while they have something in hand, or a pause for longer than leases last.
-func (c *quartet) kill(ctx context.Context) error {
-	draw := c.draw(2)
+func (q *quartet) kill(ctx context.Context) error {
+	draw := q.draw(2)
 	for n := 0; sleep(ctx, time.Duration(300+draw.IntN(1200))*time.Millisecond); n++ {
 		if n%4 == 3 {
-			p := c.servers[draw.IntN(len(c.servers))].process.Load()
+			p := q.servers[draw.IntN(len(q.servers))].process.Load()
 			p.signal(syscall.SIGSTOP)
 			sleep(ctx, time.Duration(500+draw.IntN(3000))*time.Millisecond)
 			p.signal(syscall.SIGCONT)
-			c.freezes.Add(1)
+			q.freezes.Add(1)
 			continue
 		}
-		s, err := c.catch(ctx, draw, n%2 == 0)
+		s, err := q.catch(ctx, draw, n%2 == 0)
 		if err != nil {
 			return fmt.Errorf("looking for a server to kill: %w", err)
 		}
@@ -199,9 +199,9 @@ func (c *quartet) kill(ctx context.Context) error {
 			continue
 		}
 		s.process.Load().kill()
-		c.kills.Add(1)
+		q.kills.Add(1)
 		sleep(ctx, time.Duration(draw.IntN(1000))*time.Millisecond)
-		if err := c.startServer(s); err != nil {
+		if err := q.startServer(s); err != nil {
 			return err
 		}
 	}
@@ -209,78 +209,78 @@ func (c *quartet) kill(ctx context.Context) error {
 }
 
 // diedAlone fails the test when a server has ended that nobody killed.
-func (c *quartet) diedAlone() {
-	c.Helper()
-	for _, s := range c.servers {
-		c.must(s.process.Load().diedAlone())
+func (q *quartet) diedAlone() {
+	q.Helper()
+	for _, s := range q.servers {
+		q.must(s.process.Load().diedAlone())
 	}
 }
 
-func (c *quartet) stop() {
-	c.Helper()
-	for _, s := range c.servers {
+func (q *quartet) stop() {
+	q.Helper()
+	for _, s := range q.servers {
 		if err := s.process.Load().stop(stopServerPatience); err != nil {
-			c.Error(err)
+			q.Error(err)
 		}
 	}
 }
 
 // openTasks names some tasks that have not ended.
-func (c *quartet) openTasks(most int) []string {
-	c.Helper()
-	rows, err := c.db.Pool.Query(c.Context(), `select format('task %s (%s)', task_id, name) from task
+func (q *quartet) openTasks(most int) []string {
+	q.Helper()
+	rows, err := q.db.Pool.Query(q.Context(), `select format('task %s (%s)', task_id, name) from task
 		where not exists (select from task_end where task_end.task_id = task.task_id) order by task_id limit $1`, most)
-	c.must(err)
+	q.must(err)
 	open, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	c.must(err)
+	q.must(err)
 	return open
 }
 
 // awaitEnd waits until every task has ended: L1.
-func (c *quartet) awaitEnd(circuits ...string) {
-	c.Helper()
+func (q *quartet) awaitEnd(circuits ...string) {
+	q.Helper()
 	var open []string
 	for deadline := time.Now().Add(healPatience); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		if open = c.openTasks(5); len(open) == 0 {
+		if open = q.openTasks(5); len(open) == 0 {
 			return
 		}
-		c.diedAlone()
+		q.diedAlone()
 	}
 	for _, name := range circuits {
-		if x, err := c.e.GetCircuit(c.Context(), "", name); err == nil {
-			c.Logf("circuit %s is %s since %s, wave %d, %d run, %d wait", name, x.State, x.Since, x.Wave, x.InFlight, x.Waiting)
+		if x, err := q.e.GetCircuit(q.Context(), "", name); err == nil {
+			q.Logf("circuit %s is %s since %s, wave %d, %d run, %d wait", name, x.State, x.Since, x.Wave, x.InFlight, x.Waiting)
 		}
 	}
-	c.Fatalf("L1: not ended %s after everything healed:\n%s", healPatience, strings.Join(open, "\n"))
+	q.Fatalf("L1: not ended %s after everything healed:\n%s", healPatience, strings.Join(open, "\n"))
 }
 
 // judge holds what everyone saw against what the database says, when all is over.
-func (c *quartet) judge() *history.Report {
-	c.Helper()
-	for _, line := range outcry(c.T, c.dir) {
-		c.Error(line)
+func (q *quartet) judge() *history.Report {
+	q.Helper()
+	for _, line := range outcry(q.T, q.dir) {
+		q.Error(line)
 	}
-	checkDeadlocks(c.T, c.db)
-	journals, err := filepath.Glob(filepath.Join(c.dir, "*.journal"))
-	c.must(err)
+	checkDeadlocks(q.T, q.db)
+	journals, err := filepath.Glob(filepath.Join(q.dir, "*.journal"))
+	q.must(err)
 	began := time.Now()
-	report := c.check(history.Options{Journals: journals, Sample: -1})
-	c.Logf("checked in %s: %d steps %v, %d dispatches, %d probes, %d attempts, %d lost leases, %d undelivered",
+	report := q.check(history.Options{Journals: journals, Sample: -1})
+	q.Logf("checked in %s: %d steps %v, %d dispatches, %d probes, %d attempts, %d lost leases, %d undelivered",
 		time.Since(began).Round(time.Millisecond), report.Steps, report.Ended, report.Dispatches, report.Probes, report.Attempts, report.LostLeases,
 		report.Undelivered)
 	return report
 }
 
 // check has the history checked, be it in the middle of everything.
-func (c *quartet) check(o history.Options) *history.Report {
-	c.Helper()
-	report, err := history.Check(c.Context(), c.db.Pool, o)
-	c.must(err)
+func (q *quartet) check(o history.Options) *history.Report {
+	q.Helper()
+	report, err := history.Check(q.Context(), q.db.Pool, o)
+	q.must(err)
 	for _, v := range report.Violations[:min(len(report.Violations), 50)] {
-		c.Error(v)
+		q.Error(v)
 	}
 	if !report.Holds() {
-		c.Errorf("%d violations", report.Total)
+		q.Errorf("%d violations", report.Total)
 	}
 	return &report
 }
