@@ -48,12 +48,14 @@ func TestChaosOfHalfOpen(t *testing.T) {
 	killer.Wait()
 	took := time.Since(began)
 	q.must(os.WriteFile(filepath.Join(q.dir, healed), nil, 0o600))
+	ending := time.Now()
 	q.awaitEnd()
+	ended := time.Since(ending)
 	q.stop()
 	periods, report := q.periods(), q.judge()
 	t.Logf("%d half-open periods in %s, %.0f/s, %d servers killed, %d frozen, %d probes lost; everything ended %s after it", periods,
 		took.Round(time.Millisecond), float64(periods)/took.Seconds(), q.kills.Load(), q.freezes.Load(), report.LostProbes,
-		(time.Since(began) - took).Round(time.Millisecond))
+		ended.Round(time.Millisecond))
 	t.Logf("reached half_open_periods_of_processes=%d", periods)
 	if complete := report.Ended["complete"]; complete != fickleCircuits*fickleSteps {
 		t.Errorf("%d steps are complete, want all %d", complete, fickleCircuits*fickleSteps)

@@ -5,12 +5,14 @@ package chaos_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -61,8 +63,8 @@ func newQuartet(t *testing.T, handlers []string) *quartet {
 	})
 	for i := range q.servers {
 		q.servers[i] = &slot{number: i + 1}
-		q.must(q.startServer(q.servers[i]))
 	}
+	q.must(q.atOnce(q.startServer))
 	e, closeStore, err := circuitEngine(t.Context(), q.db.ConnString(), slog.New(slog.DiscardHandler))
 	q.must(err)
 	t.Cleanup(closeStore)
@@ -218,11 +220,22 @@ func (q *quartet) diedAlone() {
 
 func (q *quartet) stop() {
 	q.Helper()
-	for _, s := range q.servers {
-		if err := s.process.Load().stop(stopServerPatience); err != nil {
-			q.Error(err)
-		}
+	if err := q.atOnce(func(s *slot) error { return s.process.Load().stop(stopServerPatience) }); err != nil {
+		q.Error(err)
 	}
+}
+
+// atOnce does something to all servers at once.
+func (q *quartet) atOnce(do func(*slot) error) error {
+	var (
+		all  sync.WaitGroup
+		errs [len(q.servers)]error
+	)
+	for i, s := range q.servers {
+		all.Go(func() { errs[i] = do(s) })
+	}
+	all.Wait()
+	return errors.Join(errs[:]...)
 }
 
 // openTasks names some tasks that have not ended.
