@@ -57,7 +57,7 @@ func TestChaosOfCircuits(t *testing.T) {
 			}
 		})
 	}
-	r.rage(ctx)
+	r.rage()
 	calm()
 	others.Wait()
 	healed := time.Now()
@@ -79,11 +79,11 @@ func TestChaosOfCircuits(t *testing.T) {
 }
 
 // rage submits for as long as the run is to last, and then, a little, until nothing is missing that it is to show.
-func (r *circuitRun) rage(ctx context.Context) {
+func (r *circuitRun) rage() {
 	r.Helper()
 	calmAt := time.Now().Add(*circuitsFor)
 	said := ""
-	for sleep(ctx, 500*time.Millisecond) && !r.Failed() {
+	for sleep(r.Context(), 500*time.Millisecond) && !r.Failed() {
 		r.diedAlone()
 		r.lookAtBars()
 		most := 40 // a slow machine is not drowned

@@ -43,7 +43,7 @@ func TestChaosOfHalfOpen(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	q.awaitPeriods(ctx)
+	q.awaitPeriods()
 	calm()
 	killer.Wait()
 	took := time.Since(began)
@@ -94,9 +94,9 @@ func (q *quartet) unleash(ctx context.Context) error {
 }
 
 // awaitPeriods waits for as many half-open periods as are asked for, and until a probe was lost with its server.
-func (q *quartet) awaitPeriods(ctx context.Context) {
+func (q *quartet) awaitPeriods() {
 	q.Helper()
-	for began := time.Now(); sleep(ctx, 250*time.Millisecond) && !q.Failed(); {
+	for began := time.Now(); sleep(q.Context(), 250*time.Millisecond) && !q.Failed(); {
 		q.diedAlone()
 		n := q.periods()
 		if n >= *periodsFlag && q.check(history.Options{Sample: 1}).LostProbes > 0 {
