@@ -78,6 +78,32 @@ func TestBudgetsStandStillWithinAPlannedHoldThatNobodySawBegin(t *testing.T) {
 	w.wantBudgets("after it, seen", id, 5*sec)
 }
 
+// Two servers find the same deadline due: the second one comes when the first has put it off, and leaves the task alone.
+func TestADeadlineThatAnotherServerHasPutOffEndsNothing(t *testing.T) {
+	w, circuit, id := suspending(t)
+	w.ok(w.s.HoldCircuit(t.Context(), circuit, task.CircuitHold{}))
+	w.pass(20 * sec)
+	due, err := w.s.DueDeadlines(t.Context(), 10)
+	w.ok(err)
+	equal(w, "deadlines that seem to have passed", len(due), 2)
+	for range 2 {
+		for _, d := range due {
+			_, err := w.s.EnforceDeadline(t.Context(), d)
+			w.ok(err)
+		}
+	}
+	equal(w, "its step is parked", w.step(id.Step(1)).ParkedReason, "")
+	_, err = w.s.ReleaseCircuit(t.Context(), circuit, store.Act{})
+	w.ok(err)
+	w.pass(11 * sec)
+	due, err = w.s.DueDeadlines(t.Context(), 10)
+	w.ok(err)
+	equal(w, "deadlines that have passed", len(due), 2)
+	_, err = w.s.EnforceDeadline(t.Context(), due[0])
+	w.ok(err)
+	equal(w, "its step is parked then", w.step(id.Step(1)).ParkedReason, "deadline_exceeded")
+}
+
 // A hold that is planned while a circuit is open has no part in when that ends, and one from the past begins now.
 func TestAPlannedHoldDoesNotMakeAnOpenTimeLonger(t *testing.T) {
 	w, circuit, id := suspending(t)

@@ -167,10 +167,10 @@ func (r *circuitRun) operate(ctx context.Context) error {
 // The windows of circuit patient, and the time that its steps have, which is less.
 const (
 	windowIn     = 200 * time.Millisecond
-	windowFor    = 2500 * time.Millisecond
-	timeElapsed  = 1500 * time.Millisecond
-	timeDeadline = 1000 * time.Millisecond
-	timePoison   = 1000 * time.Millisecond
+	windowFor    = 3 * time.Second
+	timeElapsed  = 2200 * time.Millisecond
+	timeDeadline = 2 * time.Second
+	timePoison   = time.Second
 )
 
 // plan has planned windows begin and end by themselves, over steps whose budget of time is shorter: some that have failed once

@@ -41,6 +41,8 @@ type quartet struct {
 const (
 	// showPatience is how long a run goes on at most until everything has happened that it is to show.
 	showPatience = 4 * time.Minute
+	// endPatience is how long tasks may take to end once everything is healed: those behind circuits go out in waves.
+	endPatience = 3 * time.Minute
 	// catchPatience is how long a kill waits at most for somebody who has something in hand.
 	catchPatience = 5 * time.Second
 )
@@ -253,7 +255,7 @@ func (q *quartet) openTasks(most int) []string {
 func (q *quartet) awaitEnd(circuits ...string) {
 	q.Helper()
 	var open []string
-	for deadline := time.Now().Add(healPatience); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(endPatience); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		if open = q.openTasks(5); len(open) == 0 {
 			return
 		}
@@ -264,7 +266,7 @@ func (q *quartet) awaitEnd(circuits ...string) {
 			q.Logf("circuit %s is %s since %s, wave %d, %d run, %d wait", name, x.State, x.Since, x.Wave, x.InFlight, x.Waiting)
 		}
 	}
-	q.Fatalf("L1: not ended %s after everything healed:\n%s", healPatience, strings.Join(open, "\n"))
+	q.Fatalf("L1: not ended %s after everything healed:\n%s", endPatience, strings.Join(open, "\n"))
 }
 
 // judge holds what everyone saw against what the database says, when all is over.
