@@ -11,14 +11,16 @@
 //	S2   no dispatch before all parents are complete or resolved
 //	S3   leases of one step never overlap; dispatch numbers rise by one
 //	S4   a result is accepted only under the current lease; at most one a dispatch, one ending a step
-//	S5   attempts, lost leases and what is free of charge stay within their limits
+//	S5   attempts, lost leases and what is free of charge stay within their limits; no budget of time ends a step before it has
+//	     run out, the time not counted for which a circuit suspended it
 //	S6   never dispatched before it is due; delays follow the policy to the microsecond
 //	S7   every acknowledged submit exists; another one exists once or not at all
 //	S8   every acknowledged report is in the history
 //	S9   one task for each idempotency key
 //	S10  a session's confirmed leases never exceed its max_in_flight
 //	S11  nothing is dispatched behind a circuit that is open or held, and no attempt charged; while one is half-open no more than
-//	     max_probes run, over all servers, and no slot of a probe is leaked; it turns only as its policy says
+//	     max_probes run, over all servers, and no slot of a probe is leaked; while it recovers no more than a wave runs; never more
+//	     than max_in_flight run, nor do more than rate * (T + burst) start in T seconds; it turns only as its policy says
 //	S12  nothing is dispatched after a permanent failure
 //	S13  a task's state is what its steps make it; readiness is what would be granted
 //	S14  the history, replayed, gives the tables
@@ -89,6 +91,9 @@ const maxListed = 1000
 type Report struct {
 	Circuits int // that somebody has used
 	Probes   int // dispatches while their circuit was half-open
+	// Of dispatches behind circuits: those that were lost while they probed, that took the last place of max_in_flight, and that
+	// started ahead of an even pace, within the burst of their rate.
+	LostProbes, Full, Paced int
 
 	Tasks  int            // that were submitted and are stored
 	States map[string]int // tasks by state
@@ -98,7 +103,11 @@ type Report struct {
 	Dispatches   int // leases granted
 	Attempts     int // runs that count
 	Failures     int // runs that failed, counted or not
+	Uncounted    int // of them, not counted, as they asked for
 	LostLeases   int
+	OutOfTime    int // ends of steps by a budget of time
+	PastDeadline int // successes that were dispatched after their task's deadline had passed by the clock
+	PastElapsed  int // and after their max_elapsed had
 	Undelivered  int // dispatches that were never confirmed
 	Released     int // dispatches handed back
 	Retried      int // resets by operators
@@ -138,6 +147,7 @@ func Check(ctx context.Context, db DB, o Options) (Report, error) {
 		r:          &Report{States: map[string]int{}, Ended: map[string]int{}},
 		heldBy:     map[int32][]span{},
 		behind:     map[int32][]*run{},
+		circuits:   map[int32]*circuitModel{},
 		rooms:      map[int32]int{},
 		sampleSize: o.Sample,
 		crashed:    o.Crashed,
@@ -167,9 +177,11 @@ type checker struct {
 	journals   journals
 	heldBy     map[int32][]span // confirmed leases by session
 	behind     map[int32][]*run // dispatches of steps by circuit
-	rooms      map[int32]int    // of circuits that bound what goes out: how much may go now, by the database
-	dropped    []idRange        // tasks that retention dropped
-	daysGone   bool             // history that retention dropped
+	circuits   map[int32]*circuitModel
+	endings    []ending      // of steps, by budgets of time
+	rooms      map[int32]int // of circuits that bound what goes out: how much may go now, by the database
+	dropped    []idRange     // tasks that retention dropped
+	daysGone   bool          // history that retention dropped
 	sampleSize int
 	crashed    bool
 	sampled    map[int64]*taskModel
@@ -193,6 +205,7 @@ func (c *checker) check(ctx context.Context, tx pgx.Tx) error {
 			return err
 		}
 	}
+	c.checkBudgets()
 	c.checkJournals()
 	return nil
 }

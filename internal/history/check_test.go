@@ -48,7 +48,7 @@ func TestCleanRecordHolds(t *testing.T) {
 		Steps:  16,
 		Ended:  map[string]int{"complete": 5, "error": 3, "cancelled": 3, "pending": 3, "in_progress": 1, "resolved_manually": 1},
 
-		Dispatches: 18, Attempts: 13, Failures: 9, LostLeases: 2, Undelivered: 1, Retried: 1, LateAccepted: 1, LateReports: 1,
+		Dispatches: 18, Attempts: 13, Failures: 9, Uncounted: 1, LostLeases: 2, Undelivered: 1, Retried: 1, LateAccepted: 1, LateReports: 1,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -16,6 +16,7 @@ type run struct {
 	dispatch int
 	from, to time.Time // zero to: it runs still
 	charged  bool      // it counts as an attempt
+	lost     bool      // with its worker
 }
 
 func (r *run) runsAt(t time.Time) bool { return !r.from.After(t) && (r.to.IsZero() || r.to.After(t)) }
@@ -32,6 +33,11 @@ type circuitEvent struct {
 	RecoveryWave    int
 	OpenDuration    int64
 	MaxOpen         int64
+	MaxInFlight     int     // 0: no bound
+	Rate            float64 // 0: no bound
+	Suspends        bool    // budgets of time stand still while it is shut
+	HoldFrom        *time.Time
+	HoldUntil       *time.Time
 }
 
 // circuitRow is a circuit as it stands.
@@ -73,7 +79,7 @@ func (c *checker) checkCircuits(ctx context.Context, tx pgx.Tx) error {
 	if err != nil {
 		return err
 	}
-	circuits := map[int32]*circuitModel{}
+	circuits := c.circuits
 	for _, row := range found {
 		if row.Room != nil {
 			c.rooms[row.CircuitID] = *row.Room
@@ -103,7 +109,10 @@ func (c *checker) checkCircuits(ctx context.Context, tx pgx.Tx) error {
 		m := circuits[row.CircuitID]
 		c.r.Circuits++
 		c.checkRecord(m)
-		c.checkRuns(m)
+		slices.SortFunc(m.runs, func(a, b *run) int { return cmp.Or(a.from.Compare(b.from), cmp.Compare(a.stepID, b.stepID)) })
+		phases := m.phases()
+		c.checkRuns(m, phases)
+		c.checkLimits(m, phases)
 	}
 	probes := c.checkSlots(circuits, leases)
 	for _, row := range found {
@@ -202,17 +211,28 @@ func show(t *time.Time) string {
 
 // phase is how a circuit stood between two of its events.
 type phase struct {
-	state      string
-	maxProbes  int
-	generation int64
-	from, to   time.Time // zero: ever since, or for ever
+	state       string
+	maxProbes   int
+	maxInFlight int       // 0: no bound, or not known
+	rate        float64   // 0: no bound, or not known
+	wave        int       // while recovering: of the wave under way
+	entered     time.Time // when it came to its state
+	from, to    time.Time // zero: ever since, or for ever
 }
 
 func (m *circuitModel) phases() []phase {
-	out := []phase{{state: "closed", generation: 1}}
+	out := []phase{{state: "closed"}}
 	for _, e := range m.events {
-		out[len(out)-1].to = e.At
-		out = append(out, phase{state: e.To, maxProbes: e.MaxProbes, generation: e.Generation, from: e.At})
+		last := &out[len(out)-1]
+		last.to = e.At
+		p := phase{state: e.To, maxProbes: e.MaxProbes, maxInFlight: e.MaxInFlight, rate: e.Rate, wave: e.Wave, entered: e.At, from: e.At}
+		if e.To == e.From && e.To == last.state {
+			p.entered = last.entered
+			if e.Cause != "wave_passed" { // an operator's act leaves the wave as it is
+				p.wave = last.wave
+			}
+		}
+		out = append(out, p)
 	}
 	return out
 }
@@ -241,9 +261,7 @@ func only(phases []phase, is func(phase) bool) bool {
 
 // checkRuns holds every dispatch against how its circuit stood at that instant. Where a circuit turned in the very instant,
 // the dispatch may have come before or after.
-func (c *checker) checkRuns(m *circuitModel) {
-	phases := m.phases()
-	slices.SortFunc(m.runs, func(a, b *run) int { return cmp.Or(a.from.Compare(b.from), cmp.Compare(a.stepID, b.stepID)) })
+func (c *checker) checkRuns(m *circuitModel, phases []phase) {
 	var probes []*run // granted while half-open, as long as they run
 	for _, r := range m.runs {
 		violate := func(format string, args ...any) {
@@ -259,6 +277,9 @@ func (c *checker) checkRuns(m *circuitModel) {
 			}
 		case isHalfOpen:
 			c.r.Probes++
+			if r.lost {
+				c.r.LostProbes++
+			}
 			probes = append(slices.DeleteFunc(probes, func(p *run) bool { return !p.runsAt(r.from) }), r)
 			most := slices.MaxFunc(at, func(a, b phase) int { return cmp.Compare(a.maxProbes, b.maxProbes) }).maxProbes
 			live := 0

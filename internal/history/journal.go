@@ -43,6 +43,7 @@ type Entry struct {
 	Probe    *bool  `json:"probe,omitempty"` // of a frame: whether it said that the run is a probe; nil: not written down
 	// Of a report and its answer: success, retryable_failure or permanent_failure.
 	Outcome         string `json:"outcome,omitempty"`
+	Skip            *bool  `json:"skip,omitempty"`   // of a report: whether it asked not to be counted; nil: not written down
 	Reason          string `json:"reason,omitempty"` // of a refusal, such as LEASE_LOST
 	AlreadyRecorded bool   `json:"already_recorded,omitempty"`
 

@@ -86,6 +86,12 @@ func write(t *testing.T, name string, entries []history.Entry) string {
 	return path
 }
 
+// sent is the report that was sent under a token.
+func sent(entries []history.Entry, token string) *history.Entry {
+	i := slices.IndexFunc(entries, func(e history.Entry) bool { return e.Kind == history.ReportSent && e.Token == token })
+	return &entries[i]
+}
+
 func TestJournalsAgree(t *testing.T) {
 	workers, client := seen()
 	r := check(t, clean(t), write(t, "workers", workers), write(t, "client", client))
@@ -112,6 +118,12 @@ func TestJournalsDisagree(t *testing.T) {
 		{"one dispatch given to two workers", func(w, _ *[]history.Entry) {
 			*w = append(*w, history.Entry{Kind: history.FrameReceived, StepID: step4, Dispatch: 1, Token: "x"})
 		}, "S3: step 16388, dispatch 1: workers received it under 2 different tokens"},
+		{"a failure that counted against its worker's word", func(w, _ *[]history.Entry) {
+			sent(*w, token(step2, 1)).Skip = pointer(true)
+		}, "S5: step 16386, dispatch 1: its worker asked that it does not count: true; it did not count: false"},
+		{"a failure that did not count, unasked", func(w, _ *[]history.Entry) {
+			sent(*w, token(6<<14+2, 1)).Skip = pointer(false)
+		}, "S5: step 98306, dispatch 1: its worker asked that it does not count: false; it did not count: true"},
 		{"an acknowledged report that is lost", func(w, _ *[]history.Entry) {
 			*w = append(*w, history.Entry{Kind: history.ReportAnswered, Token: token(7<<14+2, 3), Outcome: "success"})
 		}, "S8: step 114690, dispatch 3: a worker's success was acknowledged, the history has nothing"},

@@ -42,6 +42,8 @@ type policy struct {
 	jitter        *float64
 	maxRetryAfter *int64
 	nonRetryable  []string
+	maxElapsed    *int64     // from the first dispatch; nil: none
+	deadline      *time.Time // the task's; nil: none
 }
 
 // isFinal tells why a failure with this outcome and code, as the attempts-th attempt, is the last one. Empty: it is not.

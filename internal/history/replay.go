@@ -59,6 +59,8 @@ type failure struct {
 type acceptance struct {
 	dispatch int
 	outcome  string
+	free     bool // it did not count
+	owed     bool // it had to count, asked or not
 }
 
 // stepModel is what the events of a step, replayed from nothing, make of it.
@@ -81,6 +83,8 @@ type stepModel struct {
 	endedAt     time.Time
 	dispatched  []time.Time     // by dispatch, from 1
 	run         *run            // the latest; nil: none, or behind no circuit
+	firstAt     time.Time       // its first dispatch since it was submitted or reset; zero: none
+	stops       []stop          // ends by a budget of time
 	failed      map[int]failure // by dispatch
 }
 
@@ -150,6 +154,9 @@ func (m *stepModel) dispatch(p *replayer, e *event) {
 	m.place, m.dispatches, m.session = lease, e.Dispatch, sessionOf(e)
 	m.confirmed, m.lateOpen, m.dueAt = false, false, nil
 	m.dispatched = append(m.dispatched, e.RecordedAt)
+	if m.firstAt.IsZero() {
+		m.firstAt = e.RecordedAt
+	}
 	if m.circuit != 0 {
 		m.run = &run{stepID: e.TaskID + int64(e.StepNo), dispatch: e.Dispatch, from: e.RecordedAt}
 		p.runs(m.circuit, m.run)
@@ -194,13 +201,13 @@ func (m *stepModel) conclude(p *replayer, e *event) {
 		p.violate(e.Dispatch, "S3", "concluded as %s while the step was %s with dispatch %d of session %d", e.Outcome, m.where(), m.dispatches, m.session)
 	}
 	if reported {
-		m.accepted = append(m.accepted, acceptance{e.Dispatch, e.Outcome})
+		m.accepted = append(m.accepted, acceptance{e.Dispatch, e.Outcome, e.Attempts == m.attempts, m.skipped >= maxSkipped})
 	}
 	if e.Epoch != m.epoch {
 		p.violate(e.Dispatch, "S14", "concluded in epoch %d, the step is in epoch %d", e.Epoch, m.epoch)
 	}
 	if m.run != nil && m.run.dispatch == e.Dispatch {
-		m.run.charged = e.Attempts > m.attempts
+		m.run.charged, m.run.lost = e.Attempts > m.attempts, e.Outcome == "lost_lease"
 	}
 	switch e.Outcome {
 	case "success":
@@ -222,6 +229,7 @@ func (m *stepModel) conclude(p *replayer, e *event) {
 
 func (m *stepModel) succeed(p *replayer, e *event) {
 	p.r.Attempts++
+	m.countOverdue(p)
 	m.expect(p, e, m.attempts+1, m.failures, m.lostLeases)
 	m.place, m.endedAt, m.lateOpen = complete, e.RecordedAt, false
 }
@@ -234,9 +242,13 @@ func (m *stepModel) fail(p *replayer, e *event) {
 		if m.skipped++; m.skipped > maxSkipped {
 			p.violate(e.Dispatch, "S5", "%d failures in a row were not counted", m.skipped)
 		}
+		p.r.Uncounted++
 	default:
 		m.skipped = 0
 		p.r.Attempts++
+	}
+	if e.Outcome == "deadline_exceeded" {
+		m.stops = append(m.stops, stop{e.Dispatch, e.RecordedAt, m.firstAt})
 	}
 	p.r.Failures++
 	m.expect(p, e, counts, m.failures+1, m.lostLeases)
@@ -343,7 +355,7 @@ func (m *stepModel) retry(p *replayer, e *event) {
 	m.started = m.started || m.failures > 0
 	m.expect(p, e, 0, 0, 0)
 	m.epoch, m.place, m.dueAt, m.parkReason = e.Epoch, place(e.State), e.NextRetryAt, ""
-	m.undelivered, m.released, m.skipped, m.lateOpen = 0, 0, 0, false
+	m.undelivered, m.released, m.skipped, m.lateOpen, m.firstAt = 0, 0, 0, false, time.Time{}
 }
 
 func (m *stepModel) endByHand(p *replayer, e *event) {
@@ -375,7 +387,22 @@ func (m *stepModel) park(p *replayer, e *event) {
 		p.violate(e.Dispatch, m.movedOn(), "given up while it is %s", m.where())
 	}
 	m.expect(p, e, m.attempts, m.failures, m.lostLeases)
+	m.stops = append(m.stops, stop{e.Dispatch, e.RecordedAt, m.firstAt})
 	m.place, m.parkReason, m.dueAt, m.lateOpen = parked, "deadline_exceeded", nil, false
+}
+
+// countOverdue counts a success whose dispatch was granted after a budget of time had passed by the clock.
+func (m *stepModel) countOverdue(p *replayer) {
+	if len(m.dispatched) == 0 {
+		return
+	}
+	last := m.dispatched[len(m.dispatched)-1]
+	if m.policy.deadline != nil && last.After(*m.policy.deadline) {
+		p.r.PastDeadline++
+	}
+	if m.policy.maxElapsed != nil && last.After(m.firstAt.Add(micros(*m.policy.maxElapsed))) {
+		p.r.PastElapsed++
+	}
 }
 
 // late checks a report that came too late. It changes nothing.

@@ -12,81 +12,6 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// taskRow is what the history and the tables say of a whole task.
-type taskRow struct {
-	TaskID         int64
-	Submits        int
-	SubmittedSteps int
-	Purges         int
-	Completes      int
-	Errors         int
-	Cancels        int
-	Reopens        int
-	IsStored       bool
-	StepCount      int
-	IsDeferred     *bool
-	NotBefore      *time.Time
-	EndState       *string
-}
-
-// stepRow is a step as it was submitted.
-type stepRow struct {
-	TaskID        int64
-	StepNo        int
-	Parents       []int32
-	RetryLimit    int
-	Retryable     bool
-	MaxLostLeases int
-	Initial       *int64
-	Multiplier    *float64
-	Max           *int64
-	Jitter        *float64
-	MaxRetryAfter *int64
-	NonRetryable  []string
-	CircuitID     int32 // 0: none
-}
-
-// placeRow is where a step stands by the tables.
-type placeRow struct {
-	TaskID      int64
-	StepNo      int
-	Place       place
-	Attempts    int
-	Failures    int
-	Dispatches  int
-	Epoch       int
-	EventNo     int
-	LostLeases  int
-	Undelivered int
-	Released    int
-	Skipped     int
-	Started     bool
-	SessionID   *int32
-	DueAt       *time.Time
-	Confirmed   bool
-	Reason      string
-}
-
-// failureRow is a stored failure.
-type failureRow struct {
-	TaskID      int64
-	StepNo      int
-	Dispatch    int
-	Outcome     string
-	Attempt     int
-	Failures    int
-	LostLeases  int
-	Epoch       int
-	EventNo     int
-	SessionID   int32
-	EndedAt     time.Time
-	BaseDelay   *int64
-	Jitter      *int64
-	NextRetryAt *time.Time
-	DelaySource string
-	ErrorCode   string
-}
-
 // taskModel is a task as the replay of its steps leaves it. Step n stands at n-1.
 type taskModel struct {
 	row      *taskRow
@@ -214,7 +139,8 @@ func (c *checker) addStep(t *taskModel, s *stepRow) {
 	}
 	m := &stepModel{epoch: 1, circuit: s.CircuitID, policy: policy{
 		retryLimit: s.RetryLimit, retryable: s.Retryable, maxLostLeases: s.MaxLostLeases, initial: s.Initial, multiplier: s.Multiplier,
-		max: s.Max, jitter: s.Jitter, maxRetryAfter: s.MaxRetryAfter, nonRetryable: s.NonRetryable,
+		max: s.Max, jitter: s.Jitter, maxRetryAfter: s.MaxRetryAfter, nonRetryable: s.NonRetryable, maxElapsed: s.MaxElapsed,
+		deadline: t.row.Deadline,
 	}}
 	if len(s.Parents) == 0 {
 		m.place = ready
@@ -326,6 +252,7 @@ func (c *checker) finish(t *taskModel) {
 		c.r.Ended[m.state()]++
 		c.journals.sawStep(t.row.TaskID+int64(i+1), m)
 	}
+	c.stops(t)
 	t.state = t.derive()
 	c.r.States[t.state]++
 	c.compareEnd(t)

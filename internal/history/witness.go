@@ -21,6 +21,8 @@ type witness struct {
 	grants   map[string]*grant // by the digest of their token; more than one only after a crash
 	isKnown  bool              // the history has the dispatch
 	accepted string            // the outcome that the history accepted
+	free     bool              // and did not count
+	owed     bool              // or could not but count: too many before it did not
 }
 
 // grant is what workers saw of a dispatch under one token.
@@ -29,6 +31,7 @@ type grant struct {
 	sent     []string // outcomes that workers sent
 	acked    []string // outcomes that were acknowledged
 	lost     bool     // a report was answered LEASE_LOST
+	skip     *bool    // whether what was sent asked not to be counted; nil: not written down
 }
 
 func (w *witness) grant(token string) *grant {
@@ -139,6 +142,7 @@ func (j *journals) report(c *checker, key runKey, e Entry) {
 	case e.Kind == ReportSent:
 		c.r.Reports++
 		g.sent = append(g.sent, e.Outcome)
+		g.skip = e.Skip
 	case e.Reason == "":
 		c.r.AckedReports++
 		if e.AlreadyRecorded {
@@ -205,7 +209,8 @@ func (j *journals) sawStep(stepID int64, m *stepModel) {
 		}
 	}
 	for _, a := range m.accepted {
-		j.run(runKey{stepID, a.dispatch}).accepted = a.outcome
+		w := j.run(runKey{stepID, a.dispatch})
+		w.accepted, w.free, w.owed = a.outcome, a.free, a.owed
 	}
 }
 
@@ -289,6 +294,9 @@ func (c *checker) checkRun(w *witness, violate func(invariant, format string, ar
 			break
 		}
 		isTold = isTold || slices.Contains(g.sent, w.accepted) && !g.lost
+		if g.skip != nil && w.accepted == "retryable_failure" && slices.Contains(g.sent, w.accepted) && (*g.skip && !w.owed) != w.free {
+			violate("S5", "its worker asked that it does not count: %v; it did not count: %v", *g.skip, w.free)
+		}
 	}
 	if !isTold {
 		violate("S4", "its %s was accepted, and a report under its token answered LEASE_LOST", w.accepted)

@@ -202,7 +202,7 @@ func (m *circuitModel) holdIt(c *modelCircuit, h modelHold) {
 		c.generation, c.cause = c.generation+1, "hold"
 	}
 	e := m.event(c, before)
-	e.Actor, e.HoldFrom, e.HoldUntil = h.actor, h.from, h.until
+	e.Actor, e.OpenUntil, e.HoldFrom, e.HoldUntil = h.actor, c.openUntil, h.from, h.until
 }
 
 func (m *circuitModel) release(c *modelCircuit, actor string) (changed bool) {

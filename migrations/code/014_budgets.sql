@@ -12,11 +12,19 @@ as $$
     select range_agg(tstzrange(greatest(shut.began, since), least(shut.ended, asked.until))) as spans
     from unnest(of_circuits, untils) as asked (circuit_id, until)
     cross join lateral (
-      select event.recorded_at as began, event.to_state, (event.policy).suspend_budgets as suspends,
-        -- what ended by itself ended then, whenever somebody took note of it
-        least(lead(event.recorded_at) over (order by event.generation), event.open_until, event.hold_until) as ended
+      -- what began or ended by itself did so then, whenever somebody took note of it
+      select case when event.cause = 'hold' then least(event.recorded_at, event.hold_from) else event.recorded_at end as began,
+        event.to_state, (event.policy).suspend_budgets as suspends,
+        least(lead(event.recorded_at) over (order by event.generation),
+          case event.to_state when 'open' then event.open_until when 'held' then event.hold_until end) as ended
       from circuit_event as event
       where event.circuit_id = asked.circuit_id
+      union all
+      -- a planned hold that has begun, and that nobody has taken note of yet
+      select planned.hold_from, 'held', (circuit_policy_in_force(planned.policy, n.circuit_defaults)).suspend_budgets, planned.hold_until
+      from circuit as planned
+      cross join lateral (select namespace.circuit_defaults from namespace where namespace.namespace_id = planned.namespace_id limit 1) as n
+      where planned.circuit_id = asked.circuit_id and planned.state <> 'held' and planned.hold_from < asked.until
     ) as shut
     where shut.to_state in ('open', 'held') and shut.suspends and shut.began < asked.until
       and coalesce(shut.ended, asked.until) > since

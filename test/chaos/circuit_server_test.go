@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +31,8 @@ const circuitServerEnv = "TASKER_TEST_CHAOS_CIRCUIT_SERVER"
 // circuitServerSettings say what such a process is.
 type circuitServerSettings struct {
 	DatabaseURL, Journal string
-	Down                 string   // the dependency is down while there is a file of this name
+	World                string   // a folder of signs that say how the dependency is
+	Handlers             []string // what the workers take
 	Workers              []string // their ids, which they keep in all lives of the process
 	Sick                 string   // the worker that fails whatever it does
 }
@@ -40,14 +40,38 @@ type circuitServerSettings struct {
 // The handlers of the circuits run. Each has a circuit of its own name.
 const (
 	flapping = "flapping" // the dependency comes and goes
+	sluggish = "sluggish" // it is slow for a while
 	sickened = "sickened" // one worker fails where the others do not
+	blamed   = "blamed"   // that worker fails, and says that it is its own fault
 	poisoned = "poisoned" // half the steps fail, and say that it is their own fault
 	venomous = "venomous" // half the steps fail, and say that it is the dependency's
+	narrow   = "narrow"   // few may run at a time
+	paced    = "paced"    // few may start in a second
+	patient  = "patient"  // steps have little time, which stands still while the circuit is shut
 )
 
-var circuitHandlers = []string{flapping, sickened, poisoned, venomous}
+// fickle is the handler of the run over half-open circuits, of which each stands behind many.
+const fickle = "fickle" // the dependency fails nearly always
 
-const poison = `{"poison":true}`
+var circuitHandlers = []string{flapping, sluggish, sickened, blamed, poisoned, venomous, narrow, paced, patient}
+
+// What steps are like, by their handler_config.
+const (
+	poison = `{"poison":true}`
+	once   = `{"once":true}` // fails the first time, and waits for pause
+)
+
+// Signs that the test puts up: files in the folder that it shares with the servers.
+const (
+	down   = "down"
+	slow   = "slow"
+	healed = "healed"
+)
+
+const (
+	slowCall = 100 * time.Millisecond // from which on a call of sluggish is slow
+	pause    = 600 * time.Millisecond
+)
 
 // runCircuitServer is the whole life of a server process. It gives the exit status.
 func runCircuitServer(settings string) int {
@@ -78,7 +102,7 @@ func serveCircuits(settings string) error {
 	go func() { ended <- e.Run(ctx) }()
 	var workers sync.WaitGroup
 	for _, id := range s.Workers {
-		h := &hand{e: e, id: id, isSick: id == s.Sick, down: s.Down, journal: journal, held: map[task.Token]bool{}}
+		h := &hand{e: e, id: id, isSick: id == s.Sick, world: s.World, handlers: s.Handlers, journal: journal, held: map[task.Token]bool{}}
 		workers.Go(func() { h.work(ctx) })
 	}
 	out := bufio.NewWriter(os.Stdout)
@@ -105,134 +129,4 @@ func circuitEngine(ctx context.Context, url string, log *slog.Logger) (*engine.E
 	c := engine.Config{Log: log, Listen: func(ctx context.Context) (*pgx.Conn, error) { return pgx.ConnectConfig(ctx, config.ConnConfig) }}
 	_, _ = rand.Read(c.ReplicaID[:]) // never fails
 	return engine.New(st, c), st.Close, nil
-}
-
-// hand is a worker.
-type hand struct {
-	e        *engine.Engine
-	id, down string
-	isSick   bool
-	journal  *history.Journal
-
-	mu   sync.Mutex
-	held map[task.Token]bool // confirmed and running
-}
-
-const handsPerWorker = 6
-
-// work opens a stream and runs what it brings, until ctx ends; and again, when the stream breaks.
-func (h *hand) work(ctx context.Context) {
-	var runs sync.WaitGroup
-	defer runs.Wait()
-	runs.Go(func() {
-		for sleep(ctx, 300*time.Millisecond) {
-			h.beat(ctx, nil)
-		}
-	})
-	for sleep(ctx, 50*time.Millisecond) {
-		st, err := h.e.Open(ctx, engine.Registration{Session: store.Session{
-			WorkerID: h.id, InstanceID: "only", MaxInFlight: handsPerWorker, Handlers: circuitHandlers,
-		}, Beats: true, DeliveryTimeout: time.Second, HeartbeatInterval: time.Second})
-		if err != nil {
-			continue // the database does not answer just now
-		}
-		for {
-			f, err := st.Next(ctx)
-			if err != nil {
-				break
-			}
-			if f.Step != nil {
-				runs.Go(func() { h.run(ctx, f.Step) })
-			}
-		}
-		st.Close() //nolint:contextcheck // what was not delivered goes back, whether ctx has ended or not
-	}
-}
-
-// beat confirms a step, or all that run.
-func (h *hand) beat(ctx context.Context, step *task.ReadyStep) {
-	h.mu.Lock()
-	var beats []store.Beat
-	if step != nil {
-		h.held[step.Token] = true
-		beats = []store.Beat{{Token: step.Token}}
-	} else {
-		for token := range h.held {
-			beats = append(beats, store.Beat{Token: token})
-		}
-	}
-	h.mu.Unlock()
-	if len(beats) > 0 {
-		_, _ = h.e.Heartbeat(ctx, beats) // A lease that is lost is found out by the report.
-	}
-}
-
-// run does what its step's handler does. It writes down what it is given and what it says.
-func (h *hand) run(ctx context.Context, step *task.ReadyStep) {
-	h.write(history.Entry{Kind: history.FrameReceived, Probe: &step.Probe}, step)
-	h.beat(ctx, step)
-	defer func() {
-		h.mu.Lock()
-		delete(h.held, step.Token)
-		h.mu.Unlock()
-	}()
-	took := time.Duration(5+step.StepNo%30) * time.Millisecond
-	if step.StepNo%50 == 0 {
-		took = 700 * time.Millisecond // in somebody's hands when they are killed
-	}
-	if !sleep(ctx, took) {
-		return
-	}
-	none := time.Duration(0)
-	r := task.Report{Token: step.Token, Outcome: task.Success, Results: "{}"}
-	fail := func(blame task.Blame) {
-		r.Outcome, r.Results, r.Blame, r.Failure = task.RetryableFailure, "", blame, task.Failure{ErrorCode: "BROKEN"}
-	}
-	_, err := os.Stat(h.down)
-	switch isPoison := step.HandlerConfig == poison; {
-	case step.Handler == flapping && err == nil:
-		fail(task.BlameDependency)
-		r.Skip, r.Hint = true, task.Hint{Source: task.FromRetryAfter, After: &none}
-		// Where a whole circuit should wait the dependency says so, now and then.
-		if r.ReachCircuit = step.StepNo%11 == 0; r.ReachCircuit {
-			r.Hint.After = ptr(time.Second)
-		}
-	case step.Handler == sickened && h.isSick:
-		fail(task.BlameDependency)
-		r.Skip, r.Hint = true, task.Hint{Source: task.FromRetryAfter, After: &none}
-	case step.Handler == poisoned && isPoison:
-		fail(task.BlameStep)
-	case step.Handler == venomous && isPoison:
-		fail(task.BlameDependency)
-	}
-	r.Digest = sha256.Sum256(fmt.Append(nil, r.Outcome, step.Token.Nonce))
-	h.write(history.Entry{Kind: history.ReportSent, Outcome: string(r.Outcome)}, step)
-	for {
-		a := h.e.Report(ctx, []task.Report{r})[0]
-		answer := history.Entry{Kind: history.ReportAnswered, Outcome: string(r.Outcome)}
-		var refusal *task.Error
-		switch {
-		case a.Err == nil:
-			answer.AlreadyRecorded = a.Reported.AlreadyRecorded
-		case errors.As(a.Err, &refusal) && (refusal.Reason == task.LeaseLost || refusal.Reason == task.ResultConflict):
-			answer.Reason = string(refusal.Reason)
-		default: // the outcome of the call is not known
-			if !sleep(ctx, 50*time.Millisecond) {
-				return
-			}
-			continue
-		}
-		h.write(answer, step)
-		return
-	}
-}
-
-// write keeps an entry. What a worker that cannot write did then would be done unseen.
-func (h *hand) write(e history.Entry, step *task.ReadyStep) {
-	e.StepID, e.Dispatch = int64(step.Token.Step), step.Dispatch
-	e.Token = history.TokenDigest(fmt.Sprintf("%x", step.Token.Nonce))
-	if err := h.journal.Write(e); err != nil {
-		fmt.Fprintln(os.Stderr, "panic:", err)
-		os.Exit(3)
-	}
 }

@@ -10,8 +10,12 @@
 // Then everything is let heal, every task must end, and what clients and workers wrote down with their own hands is held
 // against the history that the servers left in the database.
 //
-// The second is about shared circuits: four servers that run workers of their own, of which one is sick, call a dependency that
-// comes and goes, with steps half of which are poison, while servers are killed and frozen and an operator holds and releases.
-// No step may go behind an open circuit, no more probes than allowed may run, one sick worker and steps that take the blame may
-// open nothing, and every task must end.
+// The second is about shared circuits: four servers that run workers of their own, of which one is sick, call dependencies that
+// come and go, are slow, have few places or a rate, with steps half of which are poison, while servers are killed with what they
+// have in hand, and frozen, and operators hold, plan windows and release. No step may go behind a circuit that is shut, no more
+// may run or start than it lets go, one sick worker and those who take the blame may open nothing, no budget of time may end a
+// step while it is suspended, and every task must end. The run goes on until all of that has happened at least once.
+//
+// The third counts half-open periods: a hundred circuits that turn many times a second, over the same four servers, killed in
+// the same way.
 package chaos

@@ -19,7 +19,8 @@ select coalesce(told.task_id, task.task_id, task_end.task_id) as task_id,
   coalesce(told.purges, 0)::int as purges, coalesce(told.completes, 0)::int as completes, coalesce(told.errors, 0)::int as errors,
   coalesce(told.cancels, 0)::int as cancels, coalesce(told.reopens, 0)::int as reopens,
   task.task_id is not null as is_stored, coalesce(task.step_count, 0) as step_count,
-  task.not_before > task.created_at as is_deferred, task.not_before, task_end.state::text as end_state
+  task.not_before > task.created_at as is_deferred, task.not_before, task_end.state::text as end_state, task.created_at,
+  task.deadline
 from told
 full join task on task.task_id = told.task_id
 full join task_end on task_end.task_id = coalesce(told.task_id, task.task_id)

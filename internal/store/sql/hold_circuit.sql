@@ -1,8 +1,8 @@
 -- Holds a circuit that this transaction has locked for itself, from now or from later on; an earlier hold is replaced.
--- $1 at timestamptz, $2 circuit_id int, $3 from timestamptz (null: now), $4 until timestamptz (null: until released), $5 reason text,
+-- $1 at timestamptz, $2 circuit_id int, $3 from timestamptz (null, or past: now), $4 until timestamptz (null: until released), $5 reason text,
 -- $6 actor text
 with asked as materialized (
-  select c as before, now_at.at, coalesce($3, now_at.at) as hold_from
+  select c as before, now_at.at, greatest($3, now_at.at) as hold_from
   from (select circuit from circuit where circuit_id = $2) as found (c)
   cross join lateral (select coalesce($1, clock_timestamp()) as at) as now_at
 ),
@@ -21,10 +21,11 @@ held as (
     hold_from = t.hold_from, hold_until = $4, hold_reason = $5, hold_actor = $6
   from turned t
   where c.circuit_id = (t.before).circuit_id
-  returning c.circuit_id, c.namespace_id, c.generation, c.state, c.policy
+  returning c.circuit_id, c.namespace_id, c.generation, c.state, c.open_until, c.policy
 )
-insert into circuit_event (circuit_id, namespace_id, generation, recorded_at, from_state, to_state, cause, actor, reason, hold_from,
-  hold_until, policy)
-select h.circuit_id, h.namespace_id, h.generation, t.at, (t.before).state, h.state, 'hold', $6, $5, t.hold_from, $4,
+insert into circuit_event (circuit_id, namespace_id, generation, recorded_at, from_state, to_state, cause, open_until, actor, reason,
+  hold_from, hold_until, policy)
+select h.circuit_id, h.namespace_id, h.generation, t.at, (t.before).state, h.state, 'hold', h.open_until, $6, $5,
+  t.hold_from, $4,
   circuit_policy_in_force(h.policy, n.circuit_defaults)
 from held h cross join turned t join namespace n on n.namespace_id = h.namespace_id

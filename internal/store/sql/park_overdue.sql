@@ -1,18 +1,22 @@
 -- Parks the waiting steps of a task whose deadline has passed, or one step that has been retried for too long. Running
 -- ones end by their leases (lease.stop_at). A row that somebody holds is passed by: the deadline is looked at again.
+-- The end is asked for once more: another server that found the same deadline may have put it off.
 -- ready and backoff rows are never updated, so what is locked here is what is deleted here.
 -- $1 at timestamptz, $2 task_id bigint, $3 step_no int (0: all), $4 namespace_id int
-with overdue_ready as materialized (
+with deadline_of as materialized (
+  select $3 = 0 and deadline_end($2, $1) <= coalesce($1, now()) as has_passed
+),
+overdue_ready as materialized (
   select ready.ctid as tid, ready.* from ready
   where ready.task_id = $2
-    and ($3 = 0 or ready.step_no = $3 and elapsed_end($2, $3, ready.first_started_at, $1) <= coalesce($1, now()))
+    and ((select has_passed from deadline_of) or $3 <> 0 and ready.step_no = $3 and elapsed_end($2, $3, ready.first_started_at, $1) <= coalesce($1, now()))
   order by ready.step_no
   for update skip locked
 ),
 overdue_backoff as materialized (
   select backoff.ctid as tid, backoff.* from backoff
   where backoff.task_id = $2
-    and ($3 = 0 or backoff.step_no = $3 and elapsed_end($2, $3, backoff.first_started_at, $1) <= coalesce($1, now()))
+    and ((select has_passed from deadline_of) or $3 <> 0 and backoff.step_no = $3 and elapsed_end($2, $3, backoff.first_started_at, $1) <= coalesce($1, now()))
   order by backoff.step_no
   for update skip locked
 ),

@@ -1,5 +1,6 @@
 -- Moves a deadline that has passed to where the time that circuits have suspended puts it. Nothing comes back where that has passed
--- too. $1 at timestamptz, $2 due_at timestamptz, $3 task_id bigint, $4 step_no int
+-- too, or where another server has put it off before: park_overdue.sql looks again, at the same instant of the transaction.
+-- $1 at timestamptz, $2 due_at timestamptz, $3 task_id bigint, $4 step_no int
 with put_off as materialized (
   select case when $4 = 0 then deadline_end($3, $1)
     else (
@@ -14,7 +15,7 @@ with put_off as materialized (
 ),
 gone as (
   delete from deadline
-  where due_at = $2 and task_id = $3 and step_no = $4 and (select due_at from put_off) > coalesce($1, clock_timestamp())
+  where due_at = $2 and task_id = $3 and step_no = $4 and (select due_at from put_off) > coalesce($1, now())
   returning task_id, step_no
 )
 insert into deadline (due_at, task_id, step_no)
