@@ -9,7 +9,8 @@
 --
 -- Big tables are insert-only and partitioned by task_id; only the small live tables churn. A verb moves a live row by
 -- deleting it here and inserting it there in one transaction, after locking it. Lock and delete may share a statement:
--- ready and backoff rows are never updated, and where a lease was, in between, must_move() undoes the transaction.
+-- ready and backoff rows are never updated, and where a lease was, in between, must_move() undoes the transaction, or the delete
+-- itself finds the lease by its key and so takes it as it is now.
 --
 -- Lock order, everywhere: submit_key, a worker's name (an advisory lock), worker_session, circuit by circuit_id, live rows by
 -- (task_id, step_no), join_wait by (task_id, step_no, stripe) with the root stripes last, history. Every bound array is

@@ -3,8 +3,6 @@ package rpc
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"hash"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -126,8 +124,8 @@ func observations(list []*pb.CircuitObservation) []task.CircuitObservation {
 // taken over what was decoded, so that a message that is encoded differently, or by a later release, gives the same. The
 // run's duration and what it saw of circuits are not part of the outcome. A blame that is the default leaves no trace: releases
 // that knew none made the same digest.
-func outcomeDigest(r *task.Report, circuit bool) (digest [32]byte) {
-	w := digester{sha256.New()}
+func outcomeDigest(r *task.Report, circuit bool) [32]byte {
+	w := make(digested, 0, 256) // as much as most successes have
 	w.text("outcome/1", string(r.Outcome), r.Results)
 	w.text(r.Failure.ErrorCode, r.Failure.Message, r.Failure.ErrorClass, r.Failure.StackTrace, r.Failure.Details)
 	w.number(int64(r.Failure.HTTPStatus))
@@ -143,25 +141,25 @@ func outcomeDigest(r *task.Report, circuit bool) (digest [32]byte) {
 	if r.Blame != "" && r.Blame != task.BlameDependency {
 		w.text(string(r.Blame))
 	}
-	w.Sum(digest[:0])
-	return digest
+	return sha256.Sum256(w)
 }
 
-// digester hashes values with their lengths, so that no two lists of them run into the same bytes.
-type digester struct{ hash.Hash }
+// digested is values with their lengths, so that no two lists of them are the same bytes. Hashed in one piece they cost a
+// quarter of what they cost one by one.
+type digested []byte
 
-func (d digester) text(parts ...string) {
+func (d *digested) text(parts ...string) {
 	for _, s := range parts {
 		d.number(int64(len(s)))
-		_, _ = io.WriteString(d, s) // a hash never fails
+		*d = append(*d, s...)
 	}
 }
 
-func (d digester) number(n int64) {
-	_, _ = d.Write(binary.BigEndian.AppendUint64(nil, uint64(n))) //nolint:gosec // the bits, whatever they mean; a hash never fails
+func (d *digested) number(n int64) {
+	*d = binary.BigEndian.AppendUint64(*d, uint64(n)) //nolint:gosec // the bits, whatever they mean
 }
 
-func (d digester) flag(b bool) {
+func (d *digested) flag(b bool) {
 	if b {
 		d.number(1)
 		return

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"crypto/rand"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -105,7 +106,10 @@ func (s *Store) queueClaim(b *pgx.Batch, namespaceID int32, claim *Claim, grants
 	tokens := nonces(len(slots))
 	last := &task.ReadyStep{}
 	eachRow(b, "claim", func(c *columns) {
-		g := readGrant(c, namespaceID, last)
+		slot := c.int32() // from 1
+		lane, _ := slices.BinarySearch(offsets, slot)
+		fence, _ := slices.BinarySearch(sessions, slots[slot-1])
+		g := readGrant(c, namespaceID, &claim.Lanes[lane-1], &claim.Sessions[fence], tokens[slot-1], last)
 		*grants, last = append(*grants, g), g.Step
 	}, s.at(), lanes, after, wanted, offsets, slots, tokens, sessions, epochs, delivery, beats, namespaceID,
 		circuits, exclusive, takers, laneCircuits)
@@ -125,29 +129,29 @@ func nonces(n int) [][16]byte {
 	return tokens
 }
 
-// readGrant reads a row of claim.sql. last is the step of the row before, with which it may share its texts.
-func readGrant(c *columns, namespaceID int32, last *task.ReadyStep) (g Grant) {
+// readGrant reads a row of claim.sql after the slot, of which the lane, the session and the token are. last is the step of the
+// row before, with which it may share its texts.
+func readGrant(c *columns, namespaceID int32, lane *LaneWant, session *SessionFence, token [16]byte, last *task.ReadyStep) (g Grant) {
 	r := &task.ReadyStep{}
-	g.Step, g.LaneID = r, c.int32()
+	g.Step, g.LaneID, g.SessionID = r, lane.LaneID, session.SessionID
 	if c.isNull() {
 		c.at++
 	} else {
 		seq := c.int64()
 		g.Seq = &seq
 	}
-	g.SessionID = c.int32()
-	r.Token = task.Token{NamespaceID: namespaceID, SessionID: g.SessionID, Nonce: c.uuid()}
+	r.Token = task.Token{NamespaceID: namespaceID, SessionID: g.SessionID, CircuitID: lane.CircuitID, Nonce: token}
 	r.Task, r.StepNo = task.ID(c.int64()), c.int()
 	r.Attempt, r.Dispatch = c.int()+1, c.int()
 	r.Token.Step, r.Token.Dispatch = r.Task.Step(r.StepNo), int32(r.Dispatch) //nolint:gosec // an int column
 	r.GrantedAt = c.time()
-	r.DeliveryTimeout, r.LeaseDuration, r.RunTimeout, r.Deadline = c.duration(), c.duration(), c.duration(), c.timeOrNil()
+	r.DeliveryTimeout, r.LeaseDuration, r.RunTimeout, r.Deadline = session.DeliveryTimeout, c.duration(), c.duration(), c.timeOrNil()
 	r.LeaseExpiresAt = r.GrantedAt.Add(r.DeliveryTimeout)
 	r.HeartbeatBy = r.LeaseDuration / 3
 	r.StepName, r.RetryLimit = c.text(last.StepName), c.int()
 	r.HandlerConfig = orEmptyObject(c.text(last.HandlerConfig))
 	r.TaskName, r.Context, r.Labels, r.TraceContext = c.text(last.TaskName), c.text(last.Context), c.texts(), c.text(last.TraceContext)
-	r.Token.CircuitID, r.Probe = c.int32(), c.bool()
+	r.Probe = c.bool()
 	g.Parents = c.int()
 	names, results := c.texts(), c.texts()
 	for i := range names {

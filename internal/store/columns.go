@@ -50,12 +50,14 @@ func (c *columns) next(sizes ...int) (v []byte, isBinary bool) {
 	return v, isBinary
 }
 
-// scan has pgx read the value that next returned last.
-func (c *columns) scan(into any) {
+// scanned has pgx read the value that next returned last. Only what is read here is put on the heap, so the methods below read
+// what is binary into variables of their own.
+func scanned[T any](c *columns) (v T) {
 	f := &c.fields[c.at-1]
-	if err := c.types.Scan(f.DataTypeOID, f.Format, c.values[c.at-1], into); err != nil && c.err == nil {
+	if err := c.types.Scan(f.DataTypeOID, f.Format, c.values[c.at-1], &v); err != nil && c.err == nil {
 		c.err = err
 	}
+	return v
 }
 
 // int64 reads a smallint, int or bigint.
@@ -64,7 +66,7 @@ func (c *columns) int64() (n int64) {
 	switch {
 	case v == nil:
 	case !isBinary:
-		c.scan(&n)
+		n = scanned[int64](c)
 	case len(v) == 2:
 		n = int64(int16(binary.BigEndian.Uint16(v))) //nolint:gosec // its bits
 	case len(v) == 4:
@@ -88,7 +90,7 @@ func (c *columns) bool() (is bool) {
 	case isBinary:
 		is = v[0] != 0
 	default:
-		c.scan(&is)
+		is = scanned[bool](c)
 	}
 	return is
 }
@@ -100,7 +102,7 @@ func (c *columns) uuid() (id [16]byte) {
 	case isBinary:
 		copy(id[:], v)
 	default:
-		c.scan(&id)
+		id = scanned[[16]byte](c)
 	}
 	return id
 }
@@ -129,8 +131,7 @@ func (c *columns) time() (t time.Time) {
 			return time.UnixMicro(us + epoch2000)
 		}
 	}
-	c.scan(&t)
-	return t
+	return scanned[time.Time](c)
 }
 
 // timeOrNil reads a timestamptz; nil for NULL.
@@ -153,14 +154,13 @@ func (c *columns) duration() (d time.Duration) {
 		days := int64(int32(binary.BigEndian.Uint32(v[8:])))                                                        //nolint:gosec // its bits
 		return time.Duration(int64(binary.BigEndian.Uint64(v)))*time.Microsecond + time.Duration(days)*24*time.Hour //nolint:gosec // its bits
 	}
-	c.scan(&d)
-	return d
+	return scanned[time.Duration](c)
 }
 
 // texts reads a text array; nil for NULL.
 func (c *columns) texts() (list []string) {
 	if v, _ := c.next(); v != nil {
-		c.scan(&list)
+		list = scanned[[]string](c)
 	}
 	return list
 }

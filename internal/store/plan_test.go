@@ -87,6 +87,10 @@ func TestHotStatementsHaveOnePlanWhateverTheTablesHold(t *testing.T) {
 			select n::bigint << 14, 1, 1, 3, true, 3, 's', '{2147483647}' from generate_series(1, 10000) n;
 		insert into ready (lane_id, task_id, step_no, runnable_at)
 			select 1, n::bigint << 14, 1, now() from generate_series(1, 10000) n;
+		insert into lease (task_id, step_no, lane_id, session_id, token, attempts, failures, dispatches, epoch, event_no, lost_leases,
+				undelivered, released, skipped, started, runnable_at, granted_at, until, lease_duration)
+			select n::bigint << 14, 1, 1, 1, gen_random_uuid(), 0, 0, 1, 1, 1, 0, 0, 0, 0, false, now(), now(), now(), '30 s'
+			from generate_series(1, 10000) n;
 		insert into worker_session (namespace_id, worker_id, instance_id, replica_id, max_in_flight, handlers, labels, opened_at, seen_at)
 			select 1, 'w' || n, '1', gen_random_uuid(), 1, '{h}', '{}', now(), now() from generate_series(1, 10000) n`)
 	exec(`vacuum analyze`)

@@ -138,17 +138,17 @@ func (s *Store) queueComplete(b *pgx.Batch, namespaceID int32, reports []task.Re
 		at[r.Token.Nonce] = i
 	}
 	eachRow(b, "complete", func(c *columns) {
-		what := c.text("ended")
+		what := c.text("")
 		id, token, laneID, seq, count := task.ID(c.int64()), c.uuid(), c.int32(), c.int64(), c.int()
 		switch what {
-		case "ended":
+		case "":
 			i := at[token]
 			f.Answers[i].Reported = &task.Reported{
 				Step: reports[i].Token.Step, State: task.StepComplete, RetryLimit: count, RecordedAt: c.time(), Attempts: c.int(),
 				Dispatches: c.int(), LostLeases: c.int(), Epoch: c.int(),
 			}
 			f.Change.Freed = append(f.Change.Freed, reports[i].Token)
-			f.Change.Tasks = append(f.Change.Tasks, id)
+			f.Change.Tasks = append(f.Change.Tasks, reports[i].Token.Step.Task())
 		case "settle":
 			f.Change.Settle = append(f.Change.Settle, id)
 		case "woken":

@@ -284,9 +284,9 @@ func (s *Store) queueSubmit(b *pgx.Batch, namespaceID int32, tasks []*NewTask, c
 		w.Seq = deref(seq)
 		change.Wake = append(change.Wake, w)
 		return err
-	}, s.at(), namespaceID, r.id, r.name, ifAny(r.templateName), ifAny(r.templateVer), r.context, ifAny(r.labels), r.stepCount,
-		ifAny(r.notBefore), ifAny(r.deadline), ifAny(r.trace), r.createdBy, r.stepTask, r.stepNo, r.lane, r.stepName, r.retryLimit,
-		r.retryable, r.maxLost, ifAny(r.parents), ifAny(r.children), ifAny(r.joins), ifAny(r.joinStripes), ifAny(r.joinNeed),
+	}, s.at(), namespaceID, r.id, alike(r.name), alikeOrNone(r.templateName), alikeOrNone(r.templateVer), r.context, ifAny(r.labels),
+		alike(r.stepCount), ifAny(r.notBefore), ifAny(r.deadline), ifAny(r.trace), alike(r.createdBy), r.stepTask, alike(r.stepNo),
+		alike(r.lane), alike(r.stepName), alike(r.retryLimit), alike(r.retryable), alike(r.maxLost), ifAny(r.parents), alikeOrNone(r.children), ifAny(r.joins), ifAny(r.joinStripes), ifAny(r.joinNeed),
 		ifAny(r.initial), ifAny(r.multiplier), ifAny(r.maximum), ifAny(r.jitter), ifAny(r.maxRetryAfter), ifAny(r.lease),
 		ifAny(r.runTimeout), ifAny(r.maxElapsed), ifAny(r.nonRetryable), ifAny(r.handlerConfig), ifAny(r.stepNotBefore))
 }
@@ -300,6 +300,28 @@ func ifAny[T any](column []*T) []*T {
 		}
 	}
 	return nil
+}
+
+// alike is an array argument of which one element stands for the batch when all are equal: each element that is sent costs
+// about a tenth of a microsecond.
+func alike[T comparable](column []T) []T {
+	for _, v := range column {
+		if v != column[0] {
+			return column
+		}
+	}
+	return column[:min(len(column), 1)]
+}
+
+// alikeOrNone is alike and ifAny.
+func alikeOrNone(column []*string) []*string {
+	column = ifAny(column)
+	for _, v := range column {
+		if v == nil || column[0] == nil || *v != *column[0] {
+			return column
+		}
+	}
+	return column[:min(len(column), 1)]
 }
 
 func (r *submitRows) addTask(t *NewTask) {

@@ -7,7 +7,8 @@
 --
 -- $1 at timestamptz,
 -- $2 lane_id int[], $3 after_seq bigint[] (the lane's cursor), $4 wanted int[], $5 slot_offset int[]: a lane each
--- $6 slot_session int[], $7 slot_token uuid[]: a slot each; the lane's k-th step takes slot slot_offset + k
+-- $6 slot_session int[], $7 slot_token uuid[]: a slot each; the lane's k-th step takes slot slot_offset + k, and its row
+--   names that instead of what the caller knows of it
 -- $8 session_id int[], $9 epoch int[], $10 delivery_timeout interval[], $11 beats boolean[]: a session each, sorted
 -- $12 namespace_id int
 -- $13 circuit_id int[], $14 exclusive boolean[], $15 lane_id int[]: a circuit each whose lanes stand in $2. Where it bounds what
@@ -36,8 +37,27 @@ gate as materialized (
     select namespace.circuit_defaults from namespace where namespace.namespace_id = (c).namespace_id limit 1
   ) n
 ),
-candidate as materialized (
-  select c.*, want.circuit_id, ($6::int[])[want.slot_offset + c.place] as session_id, ($7::uuid[])[want.slot_offset + c.place] as token
+granted as materialized (
+  -- What is looked for in the rows that are passed by stands first.
+  select c.tid, c.seq, c.dispatches, s.parents, c.task_id, c.step_no, c.event_no, c.epoch, session.session_id,
+    c.lane_id, want.slot_offset + c.place as slot, ($7::uuid[])[want.slot_offset + c.place] as token, c.attempts, c.failures,
+    c.lost_leases, c.undelivered, c.released, c.skipped, c.started, c.due_at, c.runnable_at, c.first_started_at,
+    session.delivery_timeout, coalesce($1, clock_timestamp()) as granted_at,
+    s.name as step_name, s.retry_limit, s.handler_config, s.run_timeout, s.max_elapsed,
+    -- unless set: long enough for the run of a worker that sends no heartbeats, else 30 s
+    coalesce(s.lease_duration, case when session.beats then interval '30 seconds'
+      else greatest(interval '30 seconds', s.run_timeout + interval '5 seconds') end) as lease_duration,
+    t.name as task_name, t.context, t.labels, t.trace_context, want.circuit_id,
+    -- Looked up, not joined, and a budget's end written out twice: a join costs each step, and most have neither.
+    case when want.circuit_id <> 0 then (select gate.generation from gate where gate.circuit_id = want.circuit_id) end as circuit_generation,
+    case when want.circuit_id <> 0 then (select gate.probe from gate where gate.circuit_id = want.circuit_id) end as probe,
+    case
+      when t.deadline is null and s.max_elapsed is null then null
+      -- one that seems spent may have been suspended
+      when least(t.deadline, coalesce(c.first_started_at, $1, clock_timestamp()) + s.max_elapsed) <= coalesce($1, clock_timestamp())
+        then least(deadline_end(c.task_id, $1), elapsed_end(c.task_id, c.step_no, c.first_started_at, $1))
+      else least(t.deadline, coalesce(c.first_started_at, $1, clock_timestamp()) + s.max_elapsed)
+    end as stop_at
   from (
     select asked.lane_id, asked.after_seq, asked.slot_offset, asked.circuit_id, case when asked.circuit_id = 0 then asked.wanted
       else (select case when gate.room is null then asked.wanted when gate.exclusive and gate.lane_id = asked.lane_id
@@ -68,31 +88,12 @@ candidate as materialized (
     order by standing.runnable_at, standing.seq
     limit want.wanted
   ) c
-),
-granted as materialized (
-  select c.*, session.delivery_timeout, coalesce($1, clock_timestamp()) as granted_at,
-    s.name as step_name, s.retry_limit, s.handler_config, s.parents, s.run_timeout, s.max_elapsed,
-    -- unless set: long enough for the run of a worker that sends no heartbeats, else 30 s
-    coalesce(s.lease_duration, case when session.beats then interval '30 seconds'
-      else greatest(interval '30 seconds', s.run_timeout + interval '5 seconds') end) as lease_duration,
-    t.name as task_name, t.context, t.labels, t.trace_context,
-    -- Looked up, not joined, and a budget's end written out twice: a join costs each step, and most have neither.
-    case when c.circuit_id <> 0 then (select gate.generation from gate where gate.circuit_id = c.circuit_id) end as circuit_generation,
-    case when c.circuit_id <> 0 then (select gate.probe from gate where gate.circuit_id = c.circuit_id) end as probe,
-    case
-      when t.deadline is null and s.max_elapsed is null then null
-      -- one that seems spent may have been suspended
-      when least(t.deadline, coalesce(c.first_started_at, $1, clock_timestamp()) + s.max_elapsed) <= coalesce($1, clock_timestamp())
-        then least(deadline_end(c.task_id, $1), elapsed_end(c.task_id, c.step_no, c.first_started_at, $1))
-      else least(t.deadline, coalesce(c.first_started_at, $1, clock_timestamp()) + s.max_elapsed)
-    end as stop_at
-  from candidate c
   cross join lateral (
     select * from session
-    where session.session_id = c.session_id
-      and (c.circuit_id = 0 or not exists (
+    where session.session_id = ($6::int[])[want.slot_offset + c.place]
+      and (want.circuit_id = 0 or not exists (
         select from circuit_worker w
-        where w.circuit_id = c.circuit_id and w.worker_id = session.worker_id and w.barred_until > coalesce($1, clock_timestamp())))
+        where w.circuit_id = want.circuit_id and w.worker_id = session.worker_id and w.barred_until > coalesce($1, clock_timestamp())))
     limit 1
   ) session
   cross join lateral (
@@ -129,10 +130,8 @@ recorded as (
   from granted having count(*) > 0
 )
 -- Most steps have no parents and run for the first time: they are spared the looks for what they cannot have.
-select g.lane_id, g.seq, g.session_id, g.token, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at,
-  g.delivery_timeout, g.lease_duration, g.run_timeout,
-  g.stop_at,
-  g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context, g.circuit_id, g.probe,
+select g.slot, g.seq, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at, g.lease_duration, g.run_timeout,
+  g.stop_at, g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context, g.probe,
   null::int as parent_count, null::text[] as names, null::text[] as results, null::text as checkpoint,
   null::int as failed_dispatch, null::text as failed_outcome, null::int as failed_attempt, null::timestamptz as failed_at,
   null::text as error_code, null::text as message, null::text as error_class, null::int as http_status, null::text as stack_trace,
@@ -140,10 +139,8 @@ select g.lane_id, g.seq, g.session_id, g.token, g.task_id, g.step_no, g.attempts
 from granted g
 where g.parents is null and g.dispatches = 0
 union all
-select g.lane_id, g.seq, g.session_id, g.token, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at,
-  g.delivery_timeout, g.lease_duration, g.run_timeout,
-  g.stop_at,
-  g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context, g.circuit_id, g.probe,
+select g.slot, g.seq, g.task_id, g.step_no, g.attempts, g.dispatches + 1 as dispatch, g.granted_at, g.lease_duration, g.run_timeout,
+  g.stop_at, g.step_name, g.retry_limit, g.handler_config, g.task_name, g.context, g.labels, g.trace_context, g.probe,
   cardinality(g.parents) as parent_count, dependency.names, dependency.results,
   saved.body as checkpoint,
   f.dispatch as failed_dispatch, f.outcome::text as failed_outcome, f.attempt as failed_attempt, f.ended_at as failed_at,

@@ -1,35 +1,30 @@
 -- Concludes successful runs under their tokens, and wakes what waited for them. A token whose lease is gone is passed by.
--- Safe because a lease row is locked before it is moved, and step_end's key is the last guard against recording twice.
+-- Safe because deleting a lease is what locks it, and step_end's key is the last guard against recording twice.
 --
--- A heartbeat may update a lease between this statement's snapshot and its lock. The lock then holds the new version, which
--- the snapshot cannot delete: must_move() sees that fewer rows went than were locked, and the transaction is undone and run
--- again. Arguments come sorted by (task_id, step_no): the lock order.
+-- The delete finds a lease by its key and token, not by a ctid from the snapshot. So when a heartbeat updates it in between, the
+-- delete waits for that, looks at the new version, and takes it, with what it says now. Arguments come sorted by
+-- (task_id, step_no), and the plan can only go through them one by one, which is the lock order: see below.
 --
 -- An arrival at a join is a row RETURNED by the insert into step_end. Counters are bumped in one order, root stripes
 -- after all others; the arrival that closes one sees it, since concurrent arrivals queue on the counter's row.
 -- $1 at timestamptz (null: the clock), $2 task_id bigint[], $3 step_no int[], $4 token uuid[], $5 digest bytea[],
 -- $6 results text[], $7 namespace_id int
-with locked as materialized (
-  select l.*, report.digest, report.results, coalesce($1, clock_timestamp()) as ended_at
-  from unnest($2::bigint[], $3::int[], $4::uuid[], $5::bytea[], $6::text[]) as report (task_id, step_no, token, digest, results)
-  cross join lateral (
-    select lease.ctid as tid, lease.*
-    from lease
-    where lease.task_id = report.task_id and lease.step_no = report.step_no and lease.token = report.token
-    limit 1                                    -- one possible plan: a look-up per token
-    for update
-  ) l
-),
-gone as (
-  delete from lease where ctid = any (array(select tid from locked))
-  returning 1
+with gone as (
+  -- One possible plan, a look-up per token: `= any` is no join clause that a scan of the whole index could be merged by, and
+  -- without one lease could only come first by being read whole, which is forbidden.
+  delete from lease
+  using unnest($2::bigint[], $3::int[], $4::uuid[], $5::bytea[], $6::text[]) as report (task_id, step_no, token, digest, results)
+  where lease.task_id = any (array[report.task_id]) and lease.step_no = report.step_no and lease.token = report.token
+  returning lease.task_id, lease.step_no, lease.token, lease.attempts, lease.failures, lease.dispatches, lease.epoch, lease.event_no,
+    lease.lost_leases, lease.session_id, coalesce(lease.confirmed_at, lease.granted_at) as started_at, report.digest, report.results,
+    coalesce($1, clock_timestamp()) as ended_at
 ),
 ended as (
   insert into step_end (task_id, step_no, state, attempts, failures, dispatches, lost_leases, epoch, event_no, session_id,
     token, digest, started_at, ended_at, results)
   select task_id, step_no, 'complete', attempts + 1, failures, dispatches, lost_leases, epoch, event_no + 1, session_id,
-    token, digest, coalesce(confirmed_at, granted_at), ended_at, results
-  from locked
+    token, digest, started_at, ended_at, results
+  from gone
   returning task_id, step_no, token, ended_at, attempts, dispatches, lost_leases, epoch
 ),
 parent as materialized (
@@ -46,6 +41,7 @@ arrival as (
   select p.task_id, c.step_no, c.stripe, c.need, count(*)::int as arrived, max(p.ended_at) as ended_at
   from parent p
   cross join lateral unnest(p.join_children, p.join_stripe, p.join_need) as c (step_no, stripe, need)
+  where p.join_children is not null
   group by p.task_id, c.step_no, c.stripe, c.need
 ),
 counted as (
@@ -66,7 +62,10 @@ counted_root as (
   returning j.task_id, j.step_no, j.need, j.arrived
 ),
 child as materialized (
-  select p.task_id, c.step_no from parent p cross join lateral unnest(p.children) as c (step_no)
+  -- The task's end is the only child of the only leaf.
+  select task_id, 2147483647 as step_no from parent where children[1] = 2147483647
+  union all
+  select p.task_id, c.step_no from parent p cross join lateral unnest(p.children) as c (step_no) where p.children[1] < 2147483647
   union all
   select task_id, step_no from counted where stripe = -1 and arrived = need
   union all
@@ -93,20 +92,17 @@ recorded as (
   select max(ended_at), $7, 'concluded', 'success', array_agg(task_id), array_agg(step_no), array_agg(event_no + 1),
     array_agg(dispatches), array_agg(epoch), array_agg(session_id), array_agg(attempts + 1), array_agg(failures),
     array_agg(lost_leases)
-  from locked having count(*) > 0
+  from gone having count(*) > 0
 ),
 recorded_end as (
   insert into history (recorded_at, namespace_id, kind, task_ids, states)
   select coalesce($1, clock_timestamp()), $7, 'task_ended', array_agg(task_id), array_agg('complete'::text)
   from finished having count(*) > 0
 )
-select 'gone' as what, null::bigint as task_id, null::uuid as token, null::int as lane_id, null::bigint as seq,
-  must_move(count(*), (select count(*)::int from locked)) as count, null::timestamptz as ended_at, null::int as attempts,
-  null::int as dispatches, null::int as lost_leases, null::int as epoch
-from gone
-union all
--- count is the step's retry_limit here
-select 'ended', task_id, token, null, null, retry_limit, ended_at, attempts, dispatches, lost_leases, epoch from parent
+-- A step that has ended has no `what`, and its retry_limit stands as count.
+select null::text as what, null::bigint as task_id, token, null::int as lane_id, null::bigint as seq, retry_limit as count, ended_at,
+  attempts, dispatches, lost_leases, epoch
+from parent
 union all
 select 'woken', null, null, lane_id, min(seq), count(*)::int, null, null, null, null, null from woken group by lane_id
 union all
