@@ -35,3 +35,11 @@ func (s *Store) Preview(ctx context.Context, namespaceID int32, claim *Claim, fi
 
 // CopyFrom is how many steps a submit must have for COPY to store them.
 const CopyFrom = copyFrom
+
+// Commit runs a batch as a transaction of its own.
+func (s *Store) Commit(ctx context.Context, b *pgx.Batch, relaxed bool) error {
+	return s.inPipeline(ctx, func(p *pipeline) error {
+		again := &pgx.Batch{QueuedQueries: append([]*pgx.QueuedQuery(nil), b.QueuedQueries...)}
+		return p.commit(ctx, again, relaxed)
+	})
+}
