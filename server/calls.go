@@ -75,9 +75,16 @@ func callType(m grpc.MethodInfo) string {
 // of gives a method's counts. gRPC calls no method that the server did not have when it was learned.
 func (c *calls) of(method string) rpc.Counts { return c.methods[method] }
 
-func (m *methodCounts) Began()    { m.started.Inc() }
+// Began counts a call.
+func (m *methodCounts) Began() { m.started.Inc() }
+
+// Received counts a message of a call.
 func (m *methodCounts) Received() { m.received.Inc() }
-func (m *methodCounts) Sent()     { m.sent.Inc() }
+
+// Sent counts a message that a call is answered with.
+func (m *methodCounts) Sent() { m.sent.Inc() }
+
+// Ended counts the end of a call.
 func (m *methodCounts) Ended(code codes.Code, took time.Duration) {
 	// A handler may make up a code; what it means is unknown.
 	if int(code) >= len(m.handled) {

@@ -48,9 +48,16 @@ type Counts interface {
 // uncounted is Counts of nobody.
 type uncounted struct{}
 
-func (uncounted) Began()                          {}
-func (uncounted) Received()                       {}
-func (uncounted) Sent()                           {}
+// Began does nothing.
+func (uncounted) Began() {}
+
+// Received does nothing.
+func (uncounted) Received() {}
+
+// Sent does nothing.
+func (uncounted) Sent() {}
+
+// Ended does nothing.
 func (uncounted) Ended(codes.Code, time.Duration) {}
 
 // Interceptors are the options that put what an operator decides, and what holds for every call, around every handler.
