@@ -357,6 +357,11 @@ func TestMetrics(t *testing.T) {
 		"tasker_leases 0", "tasker_streams 1", "tasker_reports_total 1", "tasker_dispatches_total 1", "tasker_tasks_submitted_total 1",
 		"tasker_flushes_total ", "tasker_database_up 1", "tasker_database_xmin_age ", "tasker_panics_total 0",
 		`pgxpool_max_conns{pool="hot"} 8`, `grpc_server_handled_total{grpc_code="OK",grpc_method="SubmitTask",grpc_service="tasker.v1.TaskService",grpc_type="unary"} 1`,
+		`grpc_server_handled_total{grpc_code="NotFound",grpc_method="SubmitTask",grpc_service="tasker.v1.TaskService",grpc_type="unary"} 0`,
+		`grpc_server_started_total{grpc_method="ReadySteps",grpc_service="tasker.v1.WorkerService",grpc_type="server_stream"} 1`,
+		`grpc_server_msg_received_total{grpc_method="ReadySteps",grpc_service="tasker.v1.WorkerService",grpc_type="server_stream"} 1`,
+		`grpc_server_msg_sent_total{grpc_method="SubmitTask",grpc_service="tasker.v1.TaskService",grpc_type="unary"} 1`,
+		`grpc_server_handling_seconds_count{grpc_method="SubmitTask",grpc_service="tasker.v1.TaskService",grpc_type="unary"} 1`,
 	} {
 		if !strings.Contains(string(body), "\n"+want) {
 			t.Errorf("the metrics lack %s", want)

@@ -80,16 +80,14 @@ func assemble(c *Config, db *database, log *slog.Logger, creds grpc.ServerOption
 	p.ready = newReadiness(db, log, p.engine.Pulse, p.services.LearnClock)
 	p.metrics = newMetrics(p.engine, db.store)
 	p.grpc = grpc.NewServer(append(p.limits(), append(p.services.Interceptors(rpc.Around{
-		Timeout: c.CallTimeout, Gate: p.ready.gate, Panicked: p.metrics.panics.Inc,
-		OuterUnary:  []grpc.UnaryServerInterceptor{p.metrics.calls.UnaryServerInterceptor()},
-		OuterStream: []grpc.StreamServerInterceptor{p.metrics.calls.StreamServerInterceptor()},
+		Timeout: c.CallTimeout, Gate: p.ready.gate, Panicked: p.metrics.panics.Inc, Counts: p.metrics.calls.of,
 	}), creds)...)...)
 	p.services.Register(p.grpc)
 	healthpb.RegisterHealthServer(p.grpc, p.ready.health)
 	if c.Reflection {
 		reflection.Register(p.grpc)
 	}
-	p.metrics.calls.InitializeMetrics(p.grpc)
+	p.metrics.calls.learn(p.grpc)
 	return p, nil
 }
 
@@ -102,7 +100,7 @@ const (
 	pingAnswer              = 10 * time.Second
 	clientPings             = 10 * time.Second // no client may ping more often
 	readBuffer              = 4 << 10          // thousands of idle connections hold one each
-	callWorkers             = 32               // goroutines whose stacks have grown; a call that finds none free gets one of its own
+	callWorkers             = 256              // goroutines whose stacks have grown; a call that finds none free gets one of its own
 )
 
 func (p *process) limits() []grpc.ServerOption {

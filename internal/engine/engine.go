@@ -72,6 +72,7 @@ type Engine struct {
 	unsettled chan struct{}
 	clock     clock
 	pulse     atomic.Pointer[pulse]
+	keeping   atomic.Bool // a round of keepBusy is under way
 	stats     counters
 }
 

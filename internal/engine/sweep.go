@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/taskerhq/tasker/internal/store"
@@ -40,7 +41,8 @@ func jittered(d time.Duration) time.Duration {
 // sweepLoop does what time alone brings about: it ends expired leases and enforces deadlines. It sleeps until the next lease
 // ends, or sweepEvery: no lease is shorter than that. As often it looks into the lanes that somebody here subscribes to,
 // whatever wakes were missed, and asks whether tasks wait to be settled that a crash kept from it. Now and then it also says
-// that this server's sessions are alive, in the same statement: an idle server has no other.
+// that this server's sessions are alive, in the same statement: an idle server has no other. Those for which a claim is under
+// way have statements of their own, see keepBusy.
 func (e *Engine) sweepLoop(ctx context.Context) error {
 	var probeAt, wholeAt, leasesAt, keepAt time.Time
 	var lastTook time.Duration
@@ -61,7 +63,9 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 			probeAt = began.Add(rest * 8 / 10)
 			// Sessions do not wait for a look at leases that takes long.
 			if !began.Before(keepAt) && (!leases || lastTook <= slowLook) {
-				present = e.presentSessions()
+				var busy []sessions
+				present, busy = e.presentSessions()
+				e.keepBusy(ctx, busy)
 				keepAt = began.Add(keepRest)
 			}
 		}
@@ -238,19 +242,56 @@ type sessions struct {
 	hubs        []*hub
 }
 
-// presentSessions lists the sessions that are used, and takes leave of those that no poll has used for SessionLiveFor.
-func (e *Engine) presentSessions() (all sessions) {
+// presentSessions lists the sessions that are used, those of hubs that are claiming apart, and takes leave of those that no poll
+// has used for SessionLiveFor.
+func (e *Engine) presentSessions() (calm sessions, busy []sessions) {
 	for _, h := range e.everyHub() {
 		ids, epochs, quiet := h.presentSessions()
 		for _, s := range quiet {
 			e.workers.Go(func() { h.leave(s) }) // leases end meanwhile
 		}
-		all.ids, all.epochs = append(all.ids, ids...), append(all.epochs, epochs...)
-		for range ids {
-			all.hubs = append(all.hubs, h)
+		hubs := slices.Repeat([]*hub{h}, len(ids))
+		switch {
+		case len(ids) == 0:
+		case h.claims():
+			busy = append(busy, sessions{ids, epochs, hubs})
+		default:
+			calm.ids, calm.epochs, calm.hubs = append(calm.ids, ids...), append(calm.epochs, epochs...), append(calm.hubs, hubs...)
 		}
 	}
-	return all
+	return calm, busy
+}
+
+// keepBusy says that the sessions of claiming hubs are alive, of one hub after another, beside the sweep. A claim holds its
+// sessions' rows until it has committed, so such a statement waits for it, and whatever else the statement has locked by then
+// waits along: the claims of other tenants must not, nor the end of leases. If the last round is still under way, it will do.
+func (e *Engine) keepBusy(ctx context.Context, busy []sessions) {
+	if len(busy) == 0 || !e.keeping.CompareAndSwap(false, true) {
+		return
+	}
+	e.workers.Go(func() {
+		defer e.keeping.Store(false)
+		for _, some := range busy {
+			t, err := e.tick(ctx, nil, some, false, false)
+			if err != nil {
+				e.sweepFailed(ctx, "saying that sessions are alive", err)
+				return
+			}
+			e.heedKept(ctx, some, t.Kept)
+		}
+	})
+}
+
+// claims tells whether a claim is under way.
+func (h *hub) claims() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for f := range h.running {
+		if f.claim != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // heedKept heeds what became of sessions: it finds those that moved, and frees capacity whose reports landed on other servers and were not heard of.

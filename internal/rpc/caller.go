@@ -1,10 +1,6 @@
 package rpc
 
-import (
-	"context"
-
-	"google.golang.org/grpc"
-)
+import "context"
 
 // DefaultNamespace is the one a call acts in when it names none.
 const DefaultNamespace = "default"
@@ -59,14 +55,4 @@ func namespaceOf(request any) string {
 		return namespaceOf(r.GetTemplate())
 	}
 	return DefaultNamespace
-}
-
-func callerUnary(who Authenticate) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		ctx, err := identify(ctx, who, info.FullMethod, req)
-		if err != nil {
-			return nil, err
-		}
-		return handler(ctx, req)
-	}
 }

@@ -9,10 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/selector"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -36,12 +33,34 @@ type Around struct {
 	Gate func() error
 	// Panicked is called for every panic that was caught.
 	Panicked func()
-	// Outer interceptors see calls as they ended: metrics.
-	OuterUnary  []grpc.UnaryServerInterceptor
-	OuterStream []grpc.StreamServerInterceptor
+	// Counts gives who counts the calls of a method, named as in "/package.Service/Method". Nil: nobody does.
+	Counts func(method string) Counts
 }
 
-// Interceptors are the options that put the chain around every handler.
+// Counts counts the calls of one method, of which many are under way at once.
+type Counts interface {
+	Began()
+	Received() // a message
+	Sent()     // a message
+	Ended(code codes.Code, took time.Duration)
+}
+
+// uncounted is Counts of nobody.
+type uncounted struct{}
+
+// Began does nothing.
+func (uncounted) Began() {}
+
+// Received does nothing.
+func (uncounted) Received() {}
+
+// Sent does nothing.
+func (uncounted) Sent() {}
+
+// Ended does nothing.
+func (uncounted) Ended(codes.Code, time.Duration) {}
+
+// Interceptors are the options that put what an operator decides, and what holds for every call, around every handler.
 func (s *Services) Interceptors(a Around) []grpc.ServerOption {
 	if a.Authenticate == nil {
 		a.Authenticate = Anonymous
@@ -52,30 +71,96 @@ func (s *Services) Interceptors(a Around) []grpc.ServerOption {
 	if a.Panicked == nil {
 		a.Panicked = func() {}
 	}
-	ours := selector.MatchFunc(func(_ context.Context, c interceptors.CallMeta) bool {
-		return strings.HasPrefix(c.Service, ourServices)
-	})
-	only := func(i grpc.UnaryServerInterceptor) grpc.UnaryServerInterceptor {
-		return selector.UnaryServerInterceptor(i, ours)
+	if a.Counts == nil {
+		a.Counts = func(string) Counts { return uncounted{} }
 	}
-	recovered := func(ctx context.Context, p any) error {
-		a.Panicked()
-		s.log.ErrorContext(ctx, "panic in a call", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-		return errPanic
-	}
+	around := &around{Services: s, Around: a}
 	return []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(append(a.OuterUnary[:len(a.OuterUnary):len(a.OuterUnary)],
-			only(logUnary(s.log)),
-			only(deadlineUnary(a.Timeout)),
-			s.statusUnary,
-			recovery.UnaryServerInterceptor(recovery.WithRecoveryHandlerContext(recovered)),
-			only(gateUnary(a.Gate)),
-			only(callerUnary(a.Authenticate)),
-			only(s.rules.unary),
-		)...),
-		grpc.ChainStreamInterceptor(append(a.OuterStream[:len(a.OuterStream):len(a.OuterStream)], s.streamInterceptor(a, recovered))...),
+		grpc.UnaryInterceptor(around.unary(logging.UnaryServerInterceptor(logTo(s.log), logOptions()...))),
+		grpc.StreamInterceptor(around.stream(logging.StreamServerInterceptor(logTo(s.log), logOptions()...))),
 	}
 }
+
+// around is one function for each kind of call, not a chain of interceptors: a chain's frames are most of the stack that a
+// small call needs, and a stack that has to grow for it costs a tenth of the call.
+type around struct {
+	*Services
+	Around
+}
+
+// unary counts a call, bounds it, finds out who calls, holds the request against the rules, and makes what went wrong a status.
+// A call whose outcome is to be logged is logged once it has ended; most are not.
+func (a *around) unary(write grpc.UnaryServerInterceptor) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		began := time.Now()
+		counts := a.Counts(info.FullMethod)
+		counts.Began()
+		counts.Received()
+		resp, err := a.bounded(ctx, began, req, info.FullMethod, handler)
+		took := time.Since(began)
+		code := codes.OK
+		if err != nil {
+			code = status.Code(err)
+		} else {
+			counts.Sent()
+		}
+		counts.Ended(code, took)
+		if isOurs(info.FullMethod) && a.log.Enabled(ctx, slog.Level(level(code))) {
+			ctx = logging.InjectLogField(ctx, "grpc.time_ms", float64(took.Microseconds())/1000)
+			return write(ctx, req, info, func(context.Context, any) (any, error) { return resp, err })
+		}
+		return resp, err
+	}
+}
+
+// bounded answers a call, and lets it end a little before its caller stops listening, so that the caller is told why.
+func (a *around) bounded(ctx context.Context, began time.Time, req any, method string, handler grpc.UnaryHandler) (any, error) {
+	if isOurs(method) {
+		left := a.Timeout + waitOf(req)
+		if deadline, ok := ctx.Deadline(); ok {
+			left = deadline.Sub(began)
+			left -= min(left/20, 100*time.Millisecond)
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, began.Add(left))
+		defer cancel()
+	}
+	resp, err := a.guarded(ctx, req, method, handler)
+	return resp, a.told(ctx, method, err)
+}
+
+// guarded answers a call that is let through, and makes a panic an error.
+func (a *around) guarded(ctx context.Context, req any, method string, handler grpc.UnaryHandler) (resp any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			resp, err = nil, a.recovered(ctx, p)
+		}
+	}()
+	if !isOurs(method) {
+		return handler(ctx, req)
+	}
+	if err := a.Gate(); err != nil {
+		return nil, err
+	}
+	known, err := identify(ctx, a.Authenticate, method, req)
+	if err != nil {
+		return nil, err
+	}
+	if m, ok := req.(proto.Message); ok {
+		if err := a.rules.check(m); err != nil {
+			return nil, err
+		}
+	}
+	return handler(known, req)
+}
+
+func (a *around) recovered(ctx context.Context, p any) error {
+	a.Panicked()
+	a.log.ErrorContext(ctx, "panic in a call", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	return errPanic
+}
+
+func isOurs(method string) bool { return strings.HasPrefix(method, "/"+ourServices) }
 
 // ourServices begins the names of Tasker's own services; others are gRPC's.
 const ourServices = "tasker."
@@ -96,21 +181,6 @@ func logOptions() []logging.Option {
 			}
 			return nil
 		}),
-	}
-}
-
-// logUnary logs calls once they have ended, if their outcome is to be logged at all: most are not, and to get ready for it
-// would be a tenth of what a small call costs.
-func logUnary(log *slog.Logger) grpc.UnaryServerInterceptor {
-	write := logging.UnaryServerInterceptor(logTo(log), logOptions()...)
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		began := time.Now()
-		resp, err := handler(ctx, req)
-		if !log.Enabled(ctx, slog.Level(level(status.Code(err)))) {
-			return resp, err
-		}
-		ctx = logging.InjectLogField(ctx, "grpc.time_ms", float64(time.Since(began).Microseconds())/1000)
-		return write(ctx, req, info, func(context.Context, any) (any, error) { return resp, err })
 	}
 }
 
@@ -150,11 +220,6 @@ func level(code codes.Code) logging.Level {
 
 // ---------------------------------------------------------------- status
 
-func (s *Services) statusUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	resp, err := handler(ctx, req)
-	return resp, s.told(ctx, info.FullMethod, err)
-}
-
 // told is an error as the status it becomes. gRPC's own statuses, such as an unknown method's, are left as they are; a wrapped
 // one is not meant for the caller.
 func (s *Services) told(ctx context.Context, method string, err error) error {
@@ -167,35 +232,10 @@ func (s *Services) told(ctx context.Context, method string, err error) error {
 	return refuse(ctx, s.log, method, err).status().Err()
 }
 
-// ---------------------------------------------------------------- gate
-
-func gateUnary(gate func() error) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		if err := gate(); err != nil {
-			return nil, err
-		}
-		return handler(ctx, req)
-	}
-}
-
 // ---------------------------------------------------------------- deadline
 
 // drainHorizon is the longest that DrainWorker waits.
 const drainHorizon = time.Hour
-
-// deadlineUnary bounds every call, and lets it end a little before its caller stops listening, so that the caller is told why.
-func deadlineUnary(timeout time.Duration) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		left := timeout + waitOf(req)
-		if deadline, ok := ctx.Deadline(); ok {
-			left = time.Until(deadline)
-			left -= min(left/20, 100*time.Millisecond)
-		}
-		ctx, cancel := context.WithTimeout(ctx, left)
-		defer cancel()
-		return handler(ctx, req)
-	}
-}
 
 // waitOf is how long a request asks to be kept waiting.
 func waitOf(req any) time.Duration {
@@ -208,15 +248,4 @@ func waitOf(req any) time.Duration {
 		return min(max(r.GetWaitDuration().AsDuration(), 0), time.Minute)
 	}
 	return 0
-}
-
-// ---------------------------------------------------------------- validation
-
-func (r *rules) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if m, ok := req.(proto.Message); ok {
-		if err := r.check(m); err != nil {
-			return nil, err
-		}
-	}
-	return handler(ctx, req)
 }

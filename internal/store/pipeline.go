@@ -9,7 +9,8 @@ import (
 )
 
 // pipeline is a transaction whose statements travel in as few round trips as the verb allows: BEGIN rides with the first
-// batch, COMMIT with the last. A statement that fails keeps every later one, COMMIT included, from running.
+// batch, COMMIT with the last, and one of a single batch does without both. A statement that fails keeps every later one,
+// COMMIT included, from running.
 type pipeline struct {
 	conn  *pgxpool.Conn
 	begun bool
@@ -64,6 +65,11 @@ func (p *pipeline) copyIn(ctx context.Context, table string, columns []string, r
 // commit runs the last batch and commits. relaxed leaves the commit's durability to the next flush of the log: only for
 // what is no loss when forgotten.
 func (p *pipeline) commit(ctx context.Context, statements *pgx.Batch, relaxed bool) error {
+	if !p.begun && !relaxed {
+		// A batch ends with one Sync, and what comes up to it is a transaction of its own: Postgres commits at the Sync, or
+		// undoes all of it if a statement failed, and the batch is closed when it has said so.
+		return p.conn.SendBatch(ctx, statements).Close()
+	}
 	if relaxed {
 		first := &pgx.Batch{}
 		first.Queue("set local synchronous_commit = off")
