@@ -11,7 +11,7 @@
 -- deleting it here and inserting it there in one transaction, after locking it. Lock and delete may share a statement:
 -- ready and backoff rows are never updated, and where a lease was, in between, must_move() undoes the transaction.
 --
--- Lock order, everywhere: submit_key, a worker's name (an advisory lock), worker_session, circuit by circuit_id, live rows by
+-- Lock order, everywhere: submit_key, a namespace's pauses and a worker's name (advisory locks), worker_session, circuit by circuit_id, live rows by
 -- (task_id, step_no), join_wait by (task_id, step_no, stripe) with the root stripes last, history. Every bound array is
 -- sorted first. (A claim's share of worker_session comes later: whoever has one for itself waits for nothing after it.)
 --
