@@ -103,14 +103,18 @@ func TestASessionThatOpensMeanwhileIsPausedToo(t *testing.T) {
 		if opensFirst {
 			slices.Reverse(both)
 		}
+		var late atomic.Bool
 		together(
 			both[0],
 			func() {
 				w.untilBlocked(1)
 				both[1]()
+				late.Store(true)
 			},
 			func() {
-				w.untilBlocked(2)
+				for !late.Load() && w.blocked() < 2 {
+					time.Sleep(time.Millisecond)
+				}
 				open()
 			},
 		)
