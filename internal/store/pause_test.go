@@ -268,3 +268,28 @@ func TestPausesAreRecorded(t *testing.T) {
 		t.Errorf("in force are %v, %v", list, err)
 	}
 }
+
+// What a pause keeps back does not wait for its circuit: it could not run, whatever that says.
+func TestAPausedStepDoesNotWaitForItsCircuit(t *testing.T) {
+	w := newWorld(t)
+	behind := step()
+	behind.Circuit = "svc"
+	id := w.submit(behind)
+	waiting := func() (n int) {
+		t.Helper()
+		list, err := w.s.Circuits(t.Context(), w.ns, store.CircuitFilter{})
+		if err != nil || len(list) != 1 {
+			t.Fatalf("circuits are %v, %v", list, err)
+		}
+		equal(w, "waiting steps by the view", value[int](w, "select waiting_steps from circuit_health"), list[0].Waiting)
+		return list[0].Waiting
+	}
+	equal(w, "waiting steps", waiting(), 1)
+	_, _, err := w.s.PauseHandler(t.Context(), w.ns, task.Pause{Reason: "r"})
+	w.ok(err)
+	equal(w, "waiting steps of a paused namespace", waiting(), 0)
+	_, _, err = w.s.ResumeHandler(t.Context(), w.ns, "", act)
+	w.ok(err)
+	equal(w, "waiting steps", waiting(), 1)
+	w.succeed(id.Step(1))
+}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -128,12 +129,16 @@ func (w *world) submitAs(sub task.Submission, steps ...task.StepSpec) task.ID {
 	return answers[0].TaskID
 }
 
-// claim takes up to n steps of every lane. A circuit stands behind one lane at most.
+// claim takes up to n steps of every lane, but for those that are paused. A circuit stands behind one lane at most.
 func (w *world) claim(n int) []store.Grant {
 	w.Helper()
-	rows, err := w.db.Pool.Query(w.Context(), "select lane_id, coalesce(circuit_id, 0) from lane order by 1")
+	known, err := w.s.Pauses(w.Context(), w.ns)
 	w.ok(err)
-	claim := &store.Claim{Sessions: []store.SessionFence{w.session}}
+	_, all := known.Until[""]
+	rows, err := w.db.Pool.Query(w.Context(), "select lane_id, coalesce(circuit_id, 0) from lane where not $1 and handler <> all ($2) order by 1",
+		all, slices.Collect(maps.Keys(known.Until)))
+	w.ok(err)
+	claim := &store.Claim{Sessions: []store.SessionFence{w.session}, Pauses: known.Revision}
 	defer rows.Close()
 	for rows.Next() {
 		want := store.LaneWant{Slots: slices.Repeat([]int32{w.session.SessionID}, n)}
