@@ -42,8 +42,13 @@ func TestAHandlerIsPausedAndResumed(t *testing.T) {
 	p.refused("VALIDATION", "pause", "call", "--reason", "r", "--until", "-1h")
 	p.refused("VALIDATION", "pause", "no spaces", "--reason", "r")
 	for _, args := range [][]string{
-		{"pause", "--reason", "r"}, {"pause", "call", "--all", "--reason", "r"}, {"pause", "call"}, {"resume"}, {"pause", "", "--reason", "r"},
-		{"pause", "call", "--reason", "r", "--for", "1h", "--until", "1h"}, {"pause", "call", "--reason", "r", "--for", "-1h"},
+		{"pause", "--reason", "r"},
+		{"pause", "call", "--all", "--reason", "r"},
+		{"pause", "call"},
+		{"resume"},
+		{"pause", "", "--reason", "r"},
+		{"pause", "call", "--reason", "r", "--for", "1h", "--until", "1h"},
+		{"pause", "call", "--reason", "r", "--for", "-1h"},
 	} {
 		if _, _, code := p.try(args...); code != 2 {
 			t.Errorf("tasker %q exits with %d, want 2", args, code)

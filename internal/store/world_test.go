@@ -136,7 +136,7 @@ func (w *world) claim(n int) []store.Grant {
 	w.ok(err)
 	_, all := known.Until[""]
 	rows, err := w.db.Pool.Query(w.Context(), "select lane_id, coalesce(circuit_id, 0) from lane where not $1 and handler <> all ($2) order by 1",
-		all, slices.Collect(maps.Keys(known.Until)))
+		all, slices.AppendSeq([]string{}, maps.Keys(known.Until)))
 	w.ok(err)
 	claim := &store.Claim{Sessions: []store.SessionFence{w.session}, Pauses: known.Revision}
 	defer rows.Close()
