@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -132,17 +131,14 @@ func (w *world) submitAs(sub task.Submission, steps ...task.StepSpec) task.ID {
 // claim takes up to n steps of every lane, but for those that are paused. A circuit stands behind one lane at most.
 func (w *world) claim(n int) []store.Grant {
 	w.Helper()
-	known, err := w.s.Pauses(w.Context(), w.ns)
+	rows, err := w.db.Pool.Query(w.Context(), `select lane_id, coalesce(circuit_id, 0), namespace.pauses from lane join namespace using (namespace_id)
+		where not exists (select from pauses_over(lane.namespace_id, lane.handler, $1)) order by 1`, w.now)
 	w.ok(err)
-	_, all := known.Until[""]
-	rows, err := w.db.Pool.Query(w.Context(), "select lane_id, coalesce(circuit_id, 0) from lane where not $1 and handler <> all ($2) order by 1",
-		all, slices.AppendSeq([]string{}, maps.Keys(known.Until)))
-	w.ok(err)
-	claim := &store.Claim{Sessions: []store.SessionFence{w.session}, Pauses: known.Revision}
+	claim := &store.Claim{Sessions: []store.SessionFence{w.session}}
 	defer rows.Close()
 	for rows.Next() {
 		want := store.LaneWant{Slots: slices.Repeat([]int32{w.session.SessionID}, n)}
-		w.ok(rows.Scan(&want.LaneID, &want.CircuitID))
+		w.ok(rows.Scan(&want.LaneID, &want.CircuitID, &claim.Pauses))
 		claim.Lanes = append(claim.Lanes, want)
 		if want.CircuitID != 0 {
 			claim.Circuits = append(claim.Circuits, store.CircuitWant{CircuitID: want.CircuitID, Exclusive: true, LaneID: want.LaneID})
