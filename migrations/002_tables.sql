@@ -12,7 +12,7 @@
 -- ready and backoff rows are never updated, and where a lease was, in between, must_move() undoes the transaction, or the delete
 -- itself finds the lease by its key and so takes it as it is now.
 --
--- Lock order, everywhere: submit_key, a worker's name (an advisory lock), worker_session, circuit by circuit_id, live rows by
+-- Lock order, everywhere: submit_key, a namespace's pauses and a worker's name (advisory locks), worker_session, circuit by circuit_id, live rows by
 -- (task_id, step_no), join_wait by (task_id, step_no, stripe) with the root stripes last, history. Every bound array is
 -- sorted first. (A claim's share of worker_session comes later: whoever has one for itself waits for nothing after it.)
 --

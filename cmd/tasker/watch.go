@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -168,11 +169,12 @@ func (b *board) headline() string {
 		word(b.sum.GetExecutionStatus()), b.sum.GetCompletedSteps(), b.sum.GetTotalSteps())
 }
 
-// atCircuit says what a step's shared circuit holds it back by, if it does.
+// atCircuit says what a step's shared circuit holds it back by, or a pause of its handler, if one does.
 func atCircuit(step *taskerv1.Step) string {
 	switch step.GetWaitingFor() {
 	case taskerv1.WaitingFor_WAITING_FOR_CIRCUIT, taskerv1.WaitingFor_WAITING_FOR_LIMIT, taskerv1.WaitingFor_WAITING_FOR_PAUSED:
-		return strings.TrimSpace(fmt.Sprintf("waiting_for %s (%s) %s", word(step.GetWaitingFor()), oneLine(step.GetCircuit()), instant(step.GetWaitingUntil())))
+		return strings.TrimSpace(fmt.Sprintf("waiting_for %s (%s) %s", word(step.GetWaitingFor()), oneLine(cmp.Or(step.GetCircuit(), step.GetHandler())),
+			instant(step.GetWaitingUntil())))
 	default:
 		return ""
 	}

@@ -70,6 +70,9 @@ var minimal = map[protoreflect.Name]proto.Message{
 	"HoldCircuitRequest":          &pb.HoldCircuitRequest{Circuit: "c", Reason: "maintenance"},
 	"ReleaseCircuitRequest":       &pb.ReleaseCircuitRequest{Circuit: "c"},
 	"ListCircuitEventsRequest":    &pb.ListCircuitEventsRequest{},
+	"PauseHandlerRequest":         &pb.PauseHandlerRequest{Handler: "h", Reason: "maintenance"},
+	"ResumeHandlerRequest":        &pb.ResumeHandlerRequest{Handler: "h"},
+	"ListPausesRequest":           &pb.ListPausesRequest{},
 	"WatchCircuitsRequest":        &pb.WatchCircuitsRequest{},
 }
 

@@ -50,6 +50,10 @@ func (h *hub) notices(s *session) []Notice {
 		return nil
 	}
 	for _, name := range s.reg.Handlers {
+		if until, ok := h.paused(name); ok {
+			out = append(out, Notice{Handler: name, Reason: "paused", Until: until})
+			continue
+		}
 		if limit, ok := s.reg.HandlerLimits[name]; ok && s.byHandler[name] >= limit {
 			out = append(out, Notice{Handler: name, Reason: "handler_limit"})
 			continue

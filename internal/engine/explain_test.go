@@ -71,6 +71,18 @@ func TestAStepThatDoesNotRunSaysWhatItWaitsFor(t *testing.T) {
 	submit(t, e, spec("a"))
 	nextStep(t, st) // the worker's second and last place
 	says(submit(t, e, spec("a")), 1, "capacity", false)
+
+	// A pause is told before what a circuit says, and before want of workers, but what is not due yet waits for that.
+	later = time.Now().Add(2 * time.Hour)
+	pauseHandler(t, e, "a", &later)
+	says(submit(t, e, behind("open", "a")), 1, "paused", true)
+	says(submit(t, e, spec("a")), 1, "paused", true)
+	says(tripped, 1, "backoff", true)
+	pauseHandler(t, e, "", nil)
+	says(submit(t, e, spec("a")), 1, "paused", false)
+	says(submit(t, e, spec("nobody")), 1, "paused", false)
+	resumeHandler(t, e, "")
+	says(submit(t, e, spec("nobody")), 1, "worker", false)
 }
 
 // A worker with room is told which circuit keeps its steps back.

@@ -36,8 +36,9 @@ type hub struct {
 	lanes    map[int32]*lane
 	handlers map[string]*handler
 	gates    map[int32]*gate // by circuit
-	plans    int             // claims planned so far
-	ring     []*handler      // round-robin over handlers
+	pauses   pauses
+	plans    int        // claims planned so far
+	ring     []*handler // round-robin over handlers
 	ringAt   int
 	// claimRoom is how many steps the next claim has room for.
 	claimRoom int
@@ -262,6 +263,7 @@ func (h *hub) tick() {
 			}
 		}
 	}
+	h.endPauses(now, sooner)
 	for _, s := range h.sessions {
 		if len(s.streams) > 0 {
 			if s.beatAt.After(now) {

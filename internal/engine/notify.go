@@ -45,6 +45,8 @@ type wire struct {
 	Hello   bool        `json:"h,omitempty"` // the sender listens from now on
 	// Circuits that changed, or have room.
 	Circuits []int32 `json:"g,omitempty"`
+	// Namespaces whose pauses have come to a revision.
+	Paused [][2]int32 `json:"p,omitempty"`
 }
 
 type wireWake struct {
@@ -107,6 +109,20 @@ func (n *notifier) moved(sessionID, epoch int32) {
 	}
 }
 
+// paused tells the other servers that a namespace's pauses have come to a revision.
+func (n *notifier) paused(namespaceID, revision int32) {
+	if !n.hears() || n.peers.Load() == 0 {
+		return
+	}
+	n.mu.Lock()
+	n.pending.Paused = append(n.pending.Paused, [2]int32{namespaceID, revision})
+	n.mu.Unlock()
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
 // addWake merges a wake with one of the same lane.
 func (w *wire) addWake(x store.Wake) {
 	var due *int64
@@ -153,7 +169,7 @@ func (w wire) split() []string {
 		return []string{string(b)}
 	}
 	half := func(n int) int { return (n + 1) / 2 }
-	if len(w.Wakes)+len(w.Freed)+len(w.Revoked)+len(w.Tasks)+len(w.Moved)+len(w.Circuits) <= 6 {
+	if len(w.Wakes)+len(w.Freed)+len(w.Revoked)+len(w.Tasks)+len(w.Moved)+len(w.Circuits)+len(w.Paused) <= 7 {
 		return nil // cannot be: no entry is that long
 	}
 	a, c := w, w
@@ -163,6 +179,7 @@ func (w wire) split() []string {
 	a.Moved, c.Moved = w.Moved[:half(len(w.Moved))], w.Moved[half(len(w.Moved)):]
 	a.Tasks, c.Tasks = w.Tasks[:half(len(w.Tasks))], w.Tasks[half(len(w.Tasks)):]
 	a.Circuits, c.Circuits = w.Circuits[:half(len(w.Circuits))], w.Circuits[half(len(w.Circuits)):]
+	a.Paused, c.Paused = w.Paused[:half(len(w.Paused))], w.Paused[half(len(w.Paused)):]
 	return append(a.split(), c.split()...)
 }
 
@@ -299,6 +316,9 @@ func (e *Engine) hear(payload string) (arrived bool) {
 		for _, m := range w.Moved {
 			h.movedAway(m[0], m[1])
 		}
+	}
+	for _, p := range w.Paused {
+		go e.heedPaused(e.background, p[0], p[1]) // it may be one transaction of many that wait for a connection
 	}
 	return w.Hello
 }

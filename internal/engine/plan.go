@@ -22,7 +22,7 @@ func (h *hub) plan(f *flush) {
 	if len(perLane) == 0 {
 		return
 	}
-	f.claim = &store.Claim{}
+	f.claim = &store.Claim{Pauses: h.pauses.revision}
 	used := map[int32]*session{}
 	for _, x := range perLane {
 		l := claimedLane{lane: x.lane, first: len(f.slots), count: len(x.sessions), full: x.lane.full}
@@ -121,7 +121,7 @@ func (h *hub) addSlots(out []laneSlots, wanted func(*lane) bool, most int) (_ []
 	)
 	for i := range h.ring {
 		x := h.ring[(h.ringAt+i)%len(h.ring)]
-		if len(x.sessions) > 0 && slices.ContainsFunc(x.lanes, wanted) {
+		if _, paused := h.paused(x.name); !paused && len(x.sessions) > 0 && slices.ContainsFunc(x.lanes, wanted) {
 			open = append(open, x)
 			if len(open) == maxLanes {
 				break

@@ -158,6 +158,10 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 			return h, s, o, err
 		}
 	}
+	// Claims that name no pauses would find no session where there was ever one. Later ones are told or looked for.
+	if err := h.readPauses(ctx, func(p *pauses) bool { return !p.known }); err != nil {
+		return nil, nil, o, err
+	}
 	id, epoch, at, err := e.store.OpenSession(ctx, namespaceID, e.conf.ReplicaID, r.Session)
 	if err != nil {
 		return nil, nil, o, err

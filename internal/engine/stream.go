@@ -25,7 +25,7 @@ type Frame struct {
 type Notice struct {
 	Handler string
 	// Reason is nothing_ready, not_due, handler_limit, drained, circuit_open, circuit_probing (half-open or recovering),
-	// circuit_limit, circuit_held or worker_barred.
+	// circuit_limit, circuit_held, worker_barred or paused (the handler, or the namespace).
 	Reason  string
 	Circuit string     // whose state it is; empty: none
 	Until   *time.Time // when that may change by itself; nil: not known

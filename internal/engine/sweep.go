@@ -94,6 +94,9 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 		for id, probed := range t.Probed {
 			e.hub(id).looked(probed)
 		}
+		for id, revision := range t.Pauses {
+			e.heedPaused(ctx, id, revision)
+		}
 		e.heedKept(ctx, present, t.Kept)
 		if t.Parked && probing {
 			select {

@@ -24,6 +24,7 @@
 //	S12  nothing is dispatched after a permanent failure
 //	S13  a task's state is what its steps make it; readiness is what would be granted
 //	S14  the history, replayed, gives the tables
+//	S15  nothing is dispatched while its handler, or its namespace, is paused
 //
 // All of them hold per epoch: an operator's reset begins a new one. A report accepted after its lease was lost, while nobody
 // else had been given the step, is legal.
@@ -65,7 +66,7 @@ type Options struct {
 
 // Violation is one broken promise.
 type Violation struct {
-	Invariant string // S1 … S14
+	Invariant string // S1 … S15
 	TaskID    int64
 	StepID    int64 // 0: of a whole task, or of none
 	Dispatch  int   // 0: of none
@@ -199,7 +200,7 @@ func (c *checker) check(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	for _, step := range []func(context.Context, pgx.Tx) error{
-		c.readDropped, c.readKeys, c.checkRecords, c.checkTasks, c.checkCircuits, c.checkSurface, c.checkSessions, c.checkLateReports,
+		c.readDropped, c.readKeys, c.checkRecords, c.checkTasks, c.checkCircuits, c.checkPauses, c.checkSurface, c.checkSessions, c.checkLateReports,
 	} {
 		if err := step(ctx, tx); err != nil {
 			return err

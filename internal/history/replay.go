@@ -65,9 +65,10 @@ type acceptance struct {
 
 // stepModel is what the events of a step, replayed from nothing, make of it.
 type stepModel struct {
-	policy  policy
-	circuit int32 // 0: none
-	place   place
+	policy   policy
+	circuit  int32 // 0: none
+	isPaused bool  // now
+	place    place
 
 	attempts, failures, dispatches, lostLeases int
 	epoch, eventNo                             int

@@ -37,6 +37,7 @@ type stepRow struct {
 	NonRetryable  []string
 	CircuitID     int32 // 0: none
 	MaxElapsed    *int64
+	IsPaused      bool // now
 }
 
 // placeRow is where a step stands by the tables.

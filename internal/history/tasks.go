@@ -137,7 +137,7 @@ func (c *checker) addStep(t *taskModel, s *stepRow) {
 		c.r.add(Violation{Invariant: "S14", TaskID: s.TaskID, StepID: s.TaskID + int64(s.StepNo), Message: fmt.Sprintf("follows step %d of its task", len(t.steps))})
 		return
 	}
-	m := &stepModel{epoch: 1, circuit: s.CircuitID, policy: policy{
+	m := &stepModel{epoch: 1, circuit: s.CircuitID, isPaused: s.IsPaused, policy: policy{
 		retryLimit: s.RetryLimit, retryable: s.Retryable, maxLostLeases: s.MaxLostLeases, initial: s.Initial, multiplier: s.Multiplier,
 		max: s.Max, jitter: s.Jitter, maxRetryAfter: s.MaxRetryAfter, nonRetryable: s.NonRetryable, maxElapsed: s.MaxElapsed,
 		deadline: t.row.Deadline,
@@ -450,6 +450,7 @@ func (c *checker) checkSurface(ctx context.Context, tx pgx.Tx) error {
 			return nil
 		}
 		wantReady := m.place == ready || m.place == backoff && m.dueAt != nil && !m.dueAt.After(c.now)
+		wantReady = wantReady && !m.isPaused
 		if lets, known := c.admits(m.circuit); known {
 			wantReady = wantReady && lets
 		} else {

@@ -153,7 +153,8 @@ func sound(name protoreflect.FullName) proto.Message {
 		&pb.GetCircuitRequest{Circuit: "s"}, &pb.ListCircuitsRequest{MinWaitingSteps: 1, States: []pb.CircuitState{pb.CircuitState_CIRCUIT_STATE_OPEN}},
 		&pb.SetCircuitPolicyRequest{Circuit: "s", Policy: policy, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"window_duration", "max_probes", "rate"}}},
 		&pb.HoldCircuitRequest{Circuit: "s", Reason: "r", EndsAt: timestamppb.New(time.Now().Add(time.Second))}, &pb.ReleaseCircuitRequest{Circuit: "s"},
-		&pb.ListCircuitEventsRequest{Circuit: proto.String("s")}, &pb.WatchCircuitsRequest{Circuits: []string{"s"}},
+		&pb.PauseHandlerRequest{Handler: "s", Reason: "r", Until: timestamppb.New(time.Now().Add(time.Second))}, &pb.ResumeHandlerRequest{Handler: "s"},
+		&pb.ListPausesRequest{}, &pb.ListCircuitEventsRequest{Circuit: proto.String("s")}, &pb.WatchCircuitsRequest{Circuits: []string{"s"}},
 	} {
 		if m.ProtoReflect().Descriptor().FullName() == name {
 			return m

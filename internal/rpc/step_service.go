@@ -132,3 +132,43 @@ func stepID(text string) (task.StepID, error) {
 	}
 	return id, nil
 }
+
+// PauseHandler stops the dispatching of a handler or a namespace.
+func (s *stepService) PauseHandler(ctx context.Context, req *pb.PauseHandlerRequest) (*pb.PauseHandlerResponse, error) {
+	p, err := s.engine.PauseHandler(ctx, task.Pause{
+		Namespace: caller(ctx).Namespace, Handler: req.GetHandler(), Reason: req.GetReason(), Actor: caller(ctx).Actor, Until: instant(req.GetUntil()),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.PauseHandlerResponse{Pause: pauseMessage(p)}, nil
+}
+
+// ResumeHandler ends a pause.
+func (s *stepService) ResumeHandler(ctx context.Context, req *pb.ResumeHandlerRequest) (*pb.ResumeHandlerResponse, error) {
+	ended, err := s.engine.ResumeHandler(ctx, caller(ctx).Namespace, req.GetHandler(), act(ctx, req))
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ResumeHandlerResponse{Pause: pauseMessage(ended)}, nil
+}
+
+// ListPauses reads a page of a namespace's pauses.
+func (s *stepService) ListPauses(ctx context.Context, req *pb.ListPausesRequest) (*pb.ListPausesResponse, error) {
+	list, next, err := collect(req, func(r task.PageRequest) (task.Page[task.Pause], error) {
+		return s.engine.ListPauses(ctx, caller(ctx).Namespace, r)
+	}, pauseMessage)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ListPausesResponse{Pauses: list, NextPageToken: next}, nil
+}
+
+func pauseMessage(p *task.Pause) *pb.Pause {
+	if p == nil {
+		return nil
+	}
+	return &pb.Pause{
+		Namespace: p.Namespace, Handler: p.Handler, Reason: p.Reason, Actor: p.Actor, Since: timestamp(&p.Since), Until: timestamp(p.Until),
+	}
+}

@@ -16,6 +16,9 @@ type Claim struct {
 	Lanes    []LaneWant
 	Sessions []SessionFence // sorted by SessionID: the lock order
 	Circuits []CircuitWant  // of the lanes that have one, each once
+	// Pauses is the Revision of the namespace's pauses by which Lanes were chosen. Where a handler was paused since, nothing is
+	// granted.
+	Pauses int32
 }
 
 // LaneWant is one lane's share of a claim: up to len(Slots) steps, the k-th for the session Slots[k].
@@ -112,7 +115,7 @@ func (s *Store) queueClaim(b *pgx.Batch, namespaceID int32, claim *Claim, grants
 		g := readGrant(c, namespaceID, &claim.Lanes[lane-1], &claim.Sessions[fence], tokens[slot-1], last)
 		*grants, last = append(*grants, g), g.Step
 	}, s.at(), lanes, after, wanted, offsets, slots, tokens, sessions, epochs, delivery, beats, namespaceID,
-		circuits, exclusive, takers, laneCircuits)
+		circuits, exclusive, takers, laneCircuits, claim.Pauses)
 	if len(paced) > 0 {
 		b.Queue(sqlText("pace_circuits"), s.at(), paced)
 	}

@@ -22,6 +22,7 @@ var crossingFor = flag.Duration("crossing.for", 8*time.Second, "how long batches
 // for each other; and whatever they did, the tables are sound afterwards.
 func TestCrossingBatchesOfEveryVerbMeetNoDeadlock(t *testing.T) {
 	c := newCrowd(t, 4, 5)
+	c.pauses = 1 << 30
 	x := &crossing{crowd: c}
 	for n := range 6 {
 		x.sessions = append(x.sessions, c.open(fmt.Sprintf("worker %d", n)))
@@ -192,7 +193,15 @@ func (x *crossing) meet(s *store.Store) {
 	}
 	_, err := s.Tick(x.Context(), nil, ids, epochs, true)
 	x.refusal(err)
-	if rand.IntN(50) == 0 {
+	switch rand.IntN(50) {
+	case 1, 2:
+		// Of a handler that nobody has: claims go on, since they know of all to come.
+		_, _, err := s.PauseHandler(x.Context(), x.ns, task.Pause{Handler: "nobody", Reason: "r"})
+		x.refusal(err)
+	case 3:
+		_, _, err := s.ResumeHandler(x.Context(), x.ns, "nobody", act)
+		x.refusal(err)
+	case 0:
 		_, _, _, err := s.OpenSession(x.Context(), x.ns, [16]byte{2}, store.Session{
 			WorkerID: "worker 0", InstanceID: "1", MaxInFlight: 1_000_000, Handlers: []string{"work"},
 		})

@@ -28,6 +28,7 @@ type crowd struct {
 	ids     *store.TaskIDs
 	lane    int32
 	fence   store.SessionFence
+	pauses  int32 // up to which number claims know the pauses
 }
 
 // crowdName marks the servers' connections.
@@ -101,8 +102,8 @@ func (c *crowd) submit(tasks ...[]task.StepSpec) []task.ID {
 
 func (c *crowd) claimOf(n int) *store.Claim {
 	return &store.Claim{
-		Sessions: []store.SessionFence{c.fence},
-		Lanes:    []store.LaneWant{{LaneID: c.lane, Slots: slices.Repeat([]int32{c.fence.SessionID}, n)}},
+		Sessions: []store.SessionFence{c.fence}, Pauses: c.pauses,
+		Lanes: []store.LaneWant{{LaneID: c.lane, Slots: slices.Repeat([]int32{c.fence.SessionID}, n)}},
 	}
 }
 

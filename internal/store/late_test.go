@@ -140,8 +140,7 @@ func TestALateReportTakesBackAnEndThatSettleWasRecordingMeanwhile(t *testing.T) 
 func (w *world) untilBlocked(n int) {
 	w.Helper()
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		waiting := value[int](w, `select count(*) from pg_stat_activity
-			where datname = current_database() and wait_event_type = 'Lock'`)
+		waiting := w.blocked()
 		if waiting >= n {
 			return
 		}
@@ -149,6 +148,12 @@ func (w *world) untilBlocked(n int) {
 			w.Fatalf("%d sessions wait for a lock, not %d", waiting, n)
 		}
 	}
+}
+
+// blocked is how many sessions wait for a lock.
+func (w *world) blocked() int {
+	w.Helper()
+	return value[int](w, `select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`)
 }
 
 func TestAConfirmedDispatchIsNoUndeliveredOne(t *testing.T) {

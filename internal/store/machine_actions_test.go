@@ -28,6 +28,11 @@ func (x *machine) drawClaim() *store.Claim {
 		}
 		c.Lanes = append(c.Lanes, want)
 	}
+	known := x.pauses()
+	if x.chance("knows no better", 15) {
+		known = x.before
+	}
+	x.choose(c, known)
 	return c
 }
 
@@ -44,6 +49,10 @@ func (x *machine) granted(claim *store.Claim, grants []store.Grant) {
 	x.t.Helper()
 	fence := func(id int32) (f store.SessionFence, alive bool) {
 		at := slices.IndexFunc(x.sessions, func(s store.SessionFence) bool { return s.SessionID == id })
+		if at >= 0 && !x.knows(claim, id) {
+			x.reached["kept from who does not know of a pause"]++
+			at = -1
+		}
 		if at < 0 {
 			return f, false
 		}
@@ -83,6 +92,9 @@ func (x *machine) granted(claim *store.Claim, grants []store.Grant) {
 			f, alive := fence(g.SessionID)
 			if !alive {
 				x.t.Fatalf("S10: session %d was granted a step", g.SessionID)
+			}
+			if _, is := x.m.pausedUntil(x.handlerOf(g.LaneID)); is {
+				x.t.Fatalf("S15: step %v of a paused handler was granted", g.Step.Token.Step)
 			}
 			x.hold(g, f)
 		}

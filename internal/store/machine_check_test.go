@@ -18,7 +18,8 @@ const (
 		coalesce(extract(epoch from last_failure_at) * 1000000, 0)::bigint, coalesce(extract(epoch from next_retry_at) * 1000000, 0)::bigint,
 		total_parents, completed_parents, attempts, retry_limit, coalesce(backoff_request_seconds * 1000000, -1)::bigint,
 		coalesce(extract(epoch from last_attempted_at) * 1000000, 0)::bigint, dispatches, lost_leases, coalesce(error_code, ''),
-		coalesce(array_to_string(blocked_by, ','), ''), coalesce(extract(epoch from last_started_at) * 1000000, 0)::bigint, epoch
+		coalesce(array_to_string(blocked_by, ','), ''), coalesce(extract(epoch from last_started_at) * 1000000, 0)::bigint, epoch,
+		case when waiting_for = 'paused' then coalesce(extract(epoch from waiting_until) * 1000000, 0)::bigint else -1 end
 		from step_readiness_at($1, null, $2) order by 1`
 	seeTasks = `select task_id, status, total_steps, pending_steps, in_progress_steps, completed_steps, failed_steps, ready_steps,
 		waiting_for_retry_steps, cancelled_steps, execution_status, recommended_action, completion_percentage::float8, health_status
@@ -102,6 +103,7 @@ func (x *machine) claimAll() *store.Claim {
 	for _, lane := range x.lanes {
 		c.Lanes = append(c.Lanes, store.LaneWant{LaneID: lane, Slots: slices.Repeat([]int32{x.watcher.SessionID}, 30)})
 	}
+	x.choose(c, x.pauses())
 	return c
 }
 
@@ -118,6 +120,9 @@ func (x *machine) expect() (s seen) {
 		for _, m := range t.steps {
 			r := x.m.show(m)
 			s.Steps = append(s.Steps, r)
+			if r.PausedUntil >= 0 {
+				x.reached["kept by a pause"]++
+			}
 			if r.ReadyForExecution {
 				s.Ready = append(s.Ready, r.ID)
 			}

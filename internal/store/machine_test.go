@@ -74,7 +74,7 @@ var due = map[string]int{
 	"released with delay": 200, "failed for good: permanent": 200, "failed for good: exhausted": 200, "skipped": 200,
 	"clamped": 400, "task complete": 100, "task in error": 400, "task re-opened": 1000, "task cancelled": 200,
 	"task purged": 400, "granted a due retry": 400, "granted past a dead session": 400, "retried": 200, "resolved": 200,
-	"completed by hand": 200,
+	"completed by hand": 200, "kept by a pause": 100, "resumed": 200, "kept from who does not know of a pause": 200,
 }
 
 func (r *rig) run(t *testing.T) {
@@ -119,6 +119,8 @@ func (x *machine) verb(t *rapid.T) {
 	may(true, 1, "purge", x.purge)
 	may(true, 1, "retry any", x.retry)
 	may(true, 1, "session", x.session)
+	may(true, 1, "pause", x.pause)
+	may(len(x.m.pauses) > 0, 3, "resume", x.resume)
 	may(runs, 8, "report", x.reportSome)
 	may(runs, 3, "flush", x.flush)
 	may(runs, 3, "heartbeat", x.heartbeat)
@@ -172,6 +174,7 @@ type machine struct {
 	keys     map[string]*modelTask
 	issued   []issued
 	serial   int
+	before   store.Pauses        // what a server knew before the last pause or resume
 	errors   map[*modelTask]bool // tasks whose end in error was recorded when they were last looked at
 }
 
@@ -190,7 +193,7 @@ var (
 func (r *rig) begin(t *rapid.T) *machine {
 	r.count++
 	r.now = r.now.Add(time.Hour)
-	x := &machine{rig: r, t: t, m: &model{now: r.now, deadlines: map[modelDeadline]bool{}}, keys: map[string]*modelTask{}, errors: map[*modelTask]bool{}}
+	x := &machine{rig: r, t: t, m: &model{now: r.now, deadlines: map[modelDeadline]bool{}, pauses: map[string]modelPause{}, fences: map[int32]int{}}, keys: map[string]*modelTask{}, errors: map[*modelTask]bool{}}
 	var err error
 	x.ns, err = r.s.EnsureNamespace(context.Background(), fmt.Sprintf("n%d", r.count))
 	x.ok(err)
@@ -229,6 +232,7 @@ func (x *machine) open(worker string, beats bool) store.SessionFence {
 		WorkerID: worker, InstanceID: "1", MaxInFlight: 100, Handlers: machineHandlers,
 	})
 	x.ok(err)
+	x.m.fences[id] = x.m.revision
 	f := store.SessionFence{SessionID: id, Epoch: epoch, DeliveryTimeout: 5 * sec, Beats: beats}
 	if !beats {
 		f.DeliveryTimeout = 2 * sec
@@ -388,7 +392,7 @@ func (x *machine) drawTask(mt *modelTask) store.NewTask {
 	steps := pick(x, "steps", 1, 2, 3, 4, 5)
 	for no := 1; no <= steps; no++ {
 		lane := pick(x, "lane", 0, 1, 2, 3, 4, 5)
-		s := &modelStep{no: no, name: fmt.Sprintf("s%d", no), lane: x.lanes[lane], policy: x.drawPolicy()}
+		s := &modelStep{no: no, name: fmt.Sprintf("s%d", no), lane: x.lanes[lane], handler: machineHandlers[lane/3], policy: x.drawPolicy()}
 		for p := 1; p < no; p++ {
 			if x.chance("parent", 40) {
 				s.parents = append(s.parents, p)
@@ -485,6 +489,9 @@ func (m *model) next() (next time.Time) {
 	}
 	for d := range m.deadlines {
 		at(d.due)
+	}
+	for _, p := range m.pauses {
+		at(p.until)
 	}
 	return next
 }

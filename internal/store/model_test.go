@@ -80,6 +80,7 @@ type modelStep struct {
 	no      int
 	name    string
 	lane    int32
+	handler string
 	parents []int
 	policy  modelPolicy
 
@@ -164,6 +165,10 @@ type modelOutcome struct {
 }
 
 type model struct {
+	pauses   map[string]modelPause // by handler; those whose time is up stay
+	revision int                   // how often pauses changed
+	fences   map[int32]int         // by session: the revision of the last pause, or when it was opened
+
 	now       time.Time
 	tasks     []*modelTask
 	deadlines map[modelDeadline]bool
@@ -209,7 +214,7 @@ func (s *modelStep) parentsDone() int {
 	return n
 }
 
-// runnable is the readiness rule: it would be granted now.
+// runnable tells whether it could run now, but for a pause.
 func (m *model) runnable(s *modelStep) bool {
 	return s.place == isReady || s.place == isWaiting && !m.now.Before(s.runnableAt)
 }

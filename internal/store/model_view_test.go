@@ -32,6 +32,7 @@ type shownStep struct {
 	BlockedBy             string // joined by commas
 	LastStartedAt         int64
 	Epoch                 int
+	PausedUntil           int64 // 0: until resumed; -1: no pause keeps it back
 }
 
 func micros(t time.Time) int64 {
@@ -48,7 +49,8 @@ func (m *model) show(s *modelStep) shownStep {
 		TotalParents: len(s.parents), CompletedParents: s.parentsDone(), Attempts: s.attempts, RetryLimit: s.policy.limit,
 		Dispatches: s.dispatches, LostLeases: s.lost, Epoch: s.epoch, BackoffRequest: -1,
 		BlockedBy:         strings.Join(m.blockedBy(s), ","),
-		ReadyForExecution: m.runnable(s),
+		ReadyForExecution: m.ready(s),
+		PausedUntil:       m.keptByPause(s),
 	}
 	r.DependenciesSatisfied = r.CompletedParents == r.TotalParents
 	if f := s.failure; f != nil {
@@ -148,8 +150,10 @@ func (m *model) sum(t *modelTask) shownTask {
 			x.InProgress++
 		case s.place == isParked:
 			x.Failed++
-		case m.runnable(s):
+		case m.ready(s):
 			x.Ready++
+		case m.runnable(s):
+			x.Waiting++
 		case s.place == isWaiting && s.failures > 0:
 			x.Waiting++
 		default:
@@ -200,7 +204,7 @@ func (m *model) sum(t *modelTask) shownTask {
 }
 
 func TestTheModelImportsNothingOfTheProject(t *testing.T) {
-	for _, file := range []string{"model_test.go", "model_verbs_test.go", "model_view_test.go"} {
+	for _, file := range []string{"model_test.go", "model_pause_test.go", "model_verbs_test.go", "model_view_test.go"} {
 		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
 		if err != nil {
 			t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 // hotArgs are the hot statements with literal arguments, as psql would execute them.
 var hotArgs = map[string]string{
 	"claim": `null, '{1}', '{0}', '{100}', '{0}', array_fill(1, array[100]), array_fill(gen_random_uuid(), array[100]),
-		'{1}', '{1}', '{5 s}', '{t}', 1, '{1}', '{t}', '{1}', '{1}'`,
+		'{1}', '{1}', '{5 s}', '{t}', 1, '{1}', '{t}', '{1}', '{1}', 0`,
 	"lock_leases":  `'{16384}', '{1}', array[gen_random_uuid()]`,
 	"lock_held":    `false, '{16384}', '{1}', array[gen_random_uuid()]`,
 	"lock_expired": `null, '{16384}', '{1}', array[gen_random_uuid()]`,

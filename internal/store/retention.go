@@ -115,6 +115,15 @@ func (s *Store) Retain(ctx context.Context, r Retention) (done Retained, err err
 			break
 		}
 	}
+	for {
+		tag, err := s.Cold.Exec(ctx, sqlText("drop_pauses"), now.Add(-max(r.Tasks, r.History)), rowBatch)
+		if err != nil {
+			return done, err
+		}
+		if tag.RowsAffected() < rowBatch {
+			break
+		}
+	}
 	// As long as a task or a day of history is kept, so are the workers that they name.
 	ended := now.Add(-max(r.Tasks, r.History))
 	for {

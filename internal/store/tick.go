@@ -17,6 +17,7 @@ type Tick struct {
 	Parked    bool       // some step is parked: its task may be unsettled
 	Probed    map[int32][]Probed
 	Kept      []Kept
+	Pauses    map[int32]int32 // the number of a namespace's pauses, of those looked into
 }
 
 // Tick looks once at what time brings about, and into lanes, by namespace, and says that sessions are alive, which stand in
@@ -36,6 +37,7 @@ func (s *Store) Tick(ctx context.Context, looks map[int32]Look, sessionIDs, epoc
 		horizon                                         Horizon
 		ids                                             []int32
 		kept, drained, superseded                       []bool
+		pausedIDs, pauses                               []int32
 	)
 	for namespaceID, look := range looks {
 		for _, name := range look.Handlers {
@@ -45,7 +47,8 @@ func (s *Store) Tick(ctx context.Context, looks map[int32]Look, sessionIDs, epoc
 	}
 	if err := s.Hot.QueryRow(ctx, sqlText("tick"), s.at(), namespaceIDs, names, sessionIDs, epochs, leases, lanes, after).Scan(
 		&t.ExpiresAt, &t.At, &t.Overdue, &t.Parked, &probedAt, &laneIDs, &laneNamespaces, &laneHandlers, &circuits, &priorities, &circuitIDs,
-		&generations, &seqs, &returned, &dueAt, &horizon.Drawn, &horizon.Oldest, &horizon.Next, &ids, &kept, &drained, &superseded); err != nil {
+		&generations, &seqs, &returned, &dueAt, &horizon.Drawn, &horizon.Oldest, &horizon.Next, &ids, &kept, &drained, &superseded,
+		&pausedIDs, &pauses); err != nil {
 		return Tick{}, err
 	}
 	t.Probed = make(map[int32][]Probed, len(looks))
@@ -59,6 +62,10 @@ func (s *Store) Tick(ctx context.Context, looks map[int32]Look, sessionIDs, epoc
 	}
 	for i, id := range ids {
 		t.Kept = append(t.Kept, Kept{SessionID: id, Kept: kept[i], Drained: drained[i], Superseded: superseded[i]})
+	}
+	t.Pauses = make(map[int32]int32, len(pausedIDs))
+	for i, id := range pausedIDs {
+		t.Pauses[id] = pauses[i]
 	}
 	return t, nil
 }

@@ -128,16 +128,17 @@ func (w *world) submitAs(sub task.Submission, steps ...task.StepSpec) task.ID {
 	return answers[0].TaskID
 }
 
-// claim takes up to n steps of every lane. A circuit stands behind one lane at most.
+// claim takes up to n steps of every lane, but for those that are paused. A circuit stands behind one lane at most.
 func (w *world) claim(n int) []store.Grant {
 	w.Helper()
-	rows, err := w.db.Pool.Query(w.Context(), "select lane_id, coalesce(circuit_id, 0) from lane order by 1")
+	rows, err := w.db.Pool.Query(w.Context(), `select lane_id, coalesce(circuit_id, 0), namespace.pauses from lane join namespace using (namespace_id)
+		where not exists (select from pauses_over(lane.namespace_id, lane.handler, $1)) order by 1`, w.now)
 	w.ok(err)
 	claim := &store.Claim{Sessions: []store.SessionFence{w.session}}
 	defer rows.Close()
 	for rows.Next() {
 		want := store.LaneWant{Slots: slices.Repeat([]int32{w.session.SessionID}, n)}
-		w.ok(rows.Scan(&want.LaneID, &want.CircuitID))
+		w.ok(rows.Scan(&want.LaneID, &want.CircuitID, &claim.Pauses))
 		claim.Lanes = append(claim.Lanes, want)
 		if want.CircuitID != 0 {
 			claim.Circuits = append(claim.Circuits, store.CircuitWant{CircuitID: want.CircuitID, Exclusive: true, LaneID: want.LaneID})

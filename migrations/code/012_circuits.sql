@@ -380,7 +380,7 @@ as $$
       union all
       (select from backoff where backoff.lane_id = lane.lane_id and backoff.due_at <= coalesce(at, now()) limit most)
     ) as standing
-    where lane.circuit_id = of_circuit
+    where lane.circuit_id = of_circuit and not exists (select from pauses_over(lane.namespace_id, lane.handler, at))
     limit most
   ) as counted
 $$;

@@ -18,7 +18,7 @@ as $$
     arrival.completed_parents = shown.total_parents,
     shown.current_state in ('pending', 'error') and parked.step_no is null
       and (shown.next_retry_at is null or coalesce(at, now()) >= shown.next_retry_at),
-    gate.is_runnable and gate.admits,
+    gate.is_runnable and not paused.is_so and gate.admits,
     failure.ended_at,
     shown.next_retry_at,
     shown.total_parents,
@@ -59,6 +59,7 @@ as $$
       when parked.step_no is not null then 'operator'
       when shown.is_blocked then 'dependencies'
       when not gate.is_runnable then case when backoff.failures > 0 then 'backoff' else 'not_before' end
+      when paused.is_so then 'paused'
       when not gate.admits then circuit_word(lane.circuit_id, at)
       when (
         select w.session_id from worker_session w
@@ -70,6 +71,7 @@ as $$
     end,
     case when shown.current_state not in ('pending', 'error') then null
       when not gate.is_runnable then backoff.due_at
+      when paused.is_so then paused.until
       when not gate.admits then circuit_until(lane.circuit_id, at)
     end
   from (
@@ -174,6 +176,11 @@ as $$
     from (select ready.step_no is not null or coalesce(backoff.due_at <= coalesce(at, now()), false) as is_runnable offset 0) as runnable
     offset 0                                   -- asked once a step
   ) as gate
+  -- Both pauses must end: the later end counts, and one that nobody knows is the latest.
+  cross join lateral (
+    select count(*) > 0 as is_so, case when count(*) = count(p.until) then max(p.until) end as until
+    from pauses_over(lane.namespace_id, lane.handler, at) as p
+  ) as paused
   order by 1
 $$;
 comment on function steps_of_task_at(bigint, bigint[], timestamptz) is
@@ -224,7 +231,7 @@ changes their values. An unknown task gives no rows. One snapshot. The columns (
   blocked_by               names of what it waits for: failed ancestors, then unfinished parents; at most 32
   last_started_at          when the last run started
   epoch                    rises at each reset
-  waiting_for              why it is not running: dependencies, backoff, not_before, circuit, limit, paused, worker, capacity
+  waiting_for              why it is not running: dependencies, backoff, not_before, paused, circuit, limit, worker, capacity
                            or operator; NULL: it runs or has ended
   waiting_until            when that ends by itself, at the earliest; NULL: not known';
 

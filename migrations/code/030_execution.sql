@@ -73,23 +73,31 @@ as $$
     -- A task has started once any run of it was confirmed or concluded; rows carry that for ever.
     cross join lateral (
       select count(*)::int as steps,
-             -- what its circuit keeps back waits as one does that backs off
-             count(*) filter (where lane.circuit_id is null
-               or circuit_admits(lane.circuit_id, lane.lane_id, of_task, ready.step_no, at))::int as admitted,
+             -- what its circuit or a pause keeps back waits as one does that backs off
+             count(*) filter (where not lane.is_paused
+               and (lane.circuit_id is null
+                 or circuit_admits(lane.circuit_id, lane.lane_id, of_task, ready.step_no, at)))::int as admitted,
              coalesce(bool_or(started or failures > 0), false) as is_started
       from ready
-      cross join lateral (select l.lane_id, l.circuit_id from lane l where l.lane_id = ready.lane_id limit 1) as lane
+      cross join lateral (
+        select l.lane_id, l.circuit_id, exists (select from pauses_over(l.namespace_id, l.handler, at)) as is_paused
+        from lane l where l.lane_id = ready.lane_id limit 1
+      ) as lane
       where ready.task_id = of_task
     ) as queued
     cross join lateral (
       select count(*)::int as steps,
              count(*) filter (where due_at <= coalesce(at, now()))::int as due,
-             count(*) filter (where due_at <= coalesce(at, now()) and (lane.circuit_id is null
-               or circuit_admits(lane.circuit_id, lane.lane_id, of_task, backoff.step_no, at)))::int as admitted,
+             count(*) filter (where due_at <= coalesce(at, now()) and not lane.is_paused
+               and (lane.circuit_id is null
+                 or circuit_admits(lane.circuit_id, lane.lane_id, of_task, backoff.step_no, at)))::int as admitted,
              count(*) filter (where due_at > coalesce(at, now()) and failures > 0)::int as retrying,
              coalesce(bool_or(started or failures > 0), false) as is_started
       from backoff
-      cross join lateral (select l.lane_id, l.circuit_id from lane l where l.lane_id = backoff.lane_id limit 1) as lane
+      cross join lateral (
+        select l.lane_id, l.circuit_id, exists (select from pauses_over(l.namespace_id, l.handler, at)) as is_paused
+        from lane l where l.lane_id = backoff.lane_id limit 1
+      ) as lane
       where backoff.task_id = of_task
     ) as delayed
     cross join lateral (

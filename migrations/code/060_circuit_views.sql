@@ -44,6 +44,10 @@ cross join lateral (
       (select from backoff where backoff.lane_id = lane.lane_id and backoff.due_at <= now() limit 10000)
     ) as standing
     where lane.circuit_id = circuit.circuit_id
+      and not exists (
+        select from pause
+        where pause.namespace_id = lane.namespace_id and pause.handler in ('', lane.handler) and pause.ended_at is null
+          and (pause.until is null or pause.until > now()))
     limit 10000
   ) as counted
 ) as waiting

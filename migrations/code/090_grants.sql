@@ -23,7 +23,7 @@ begin
     from pg_proc p
     where p.pronamespace = current_schema()::regnamespace
       and p.proname in ('steps_of_task_at', 'step_readiness_at', 'task_state_at', 'task_execution_at', 'dependency_levels',
-        'circuit_room', 'circuit_admits', 'circuit_waiting', 'circuit_word', 'circuit_until', 'lane_front', 'circuits_shut_for', 'deadline_end', 'elapsed_end')
+        'circuit_room', 'circuit_admits', 'circuit_waiting', 'circuit_word', 'circuit_until', 'lane_front', 'circuits_shut_for', 'deadline_end', 'elapsed_end', 'pauses_over')
   loop
     execute format('alter function %s owner to tasker_owner', object.name);
     execute format('revoke all on function %s from public', object.name);
@@ -34,7 +34,7 @@ begin
     select c.oid::regclass as name
     from pg_class c
     where c.relnamespace = current_schema()::regnamespace and c.relkind = 'v'
-      and c.relname in ('step_attempts_v', 'history_v', 'system_health_counts', 'slowest_steps', 'circuit_health', 'circuit_events_v')
+      and c.relname in ('step_attempts_v', 'history_v', 'system_health_counts', 'slowest_steps', 'circuit_health', 'circuit_events_v', 'pauses_v')
   loop
     execute format('alter view %s owner to tasker_owner', object.name);
     execute format('revoke all on %s from public', object.name);

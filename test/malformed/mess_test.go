@@ -218,6 +218,8 @@ func (m *mess) right(name protoreflect.Name) proto.Message {
 		&pb.GetCircuitRequest{Circuit: "c1"}, &pb.ListCircuitsRequest{PageSize: 2}, &pb.ListCircuitEventsRequest{Circuit: proto.String("c2"), PageSize: 2},
 		&pb.SetCircuitPolicyRequest{Circuit: m.one("c1", "c2", ""), Policy: policy, Reason: "r"}, &pb.WatchCircuitsRequest{Circuits: []string{"c1", "c2"}},
 		&pb.HoldCircuitRequest{Circuit: "c1", Reason: "r", EndsAt: ends}, &pb.ReleaseCircuitRequest{Circuit: "c1"},
+		&pb.PauseHandlerRequest{Handler: m.one("h", "", "i"), Reason: "r", Until: ends}, &pb.ResumeHandlerRequest{Handler: m.one("h", "", "i")},
+		&pb.ListPausesRequest{PageSize: 2},
 	} {
 		if r.ProtoReflect().Descriptor().Name() == name {
 			return r

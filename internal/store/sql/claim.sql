@@ -3,7 +3,8 @@
 --
 -- Safe because candidates are locked (SKIP LOCKED: several servers claim side by side) and ready and backoff rows are
 -- never updated, so a locked row is deleted by the same statement. A session's row is share-locked under its epoch: from
--- the commit of a take-over or a drain on, the old server's grants find no session and leave their rows standing.
+-- the commit of a take-over or a drain on, the old server's grants find no session and leave their rows standing. So do, from
+-- the commit of a pause on, those of a server that does not know of it: the row's number is beyond the server's (008_pauses.sql).
 --
 -- $1 at timestamptz,
 -- $2 lane_id int[], $3 after_seq bigint[] (the lane's cursor), $4 wanted int[], $5 slot_offset int[]: a lane each
@@ -15,13 +16,14 @@
 --   goes out, only this lane takes from it. lock_circuits.sql has locked it, in a statement before: what is counted here is
 --   what stands. A circuit that was taken for plain and is not lets nothing out.
 -- $16 circuit_id int[]: of each lane; 0: none
+-- $17 pauses int: up to which number the server knows the namespace's pauses, whose lanes it has left out of $2
 with session as materialized (
   select w.session_id, w.worker_id, asked.delivery_timeout, asked.beats
   from unnest($8::int[], $9::int[], $10::interval[], $11::boolean[]) as asked (session_id, epoch, delivery_timeout, beats)
   cross join lateral (
     select worker_session.session_id, worker_session.worker_id
     from worker_session
-    where worker_session.session_id = asked.session_id and worker_session.epoch = asked.epoch
+    where worker_session.session_id = asked.session_id and worker_session.epoch = asked.epoch and worker_session.pauses <= $17
       and worker_session.drained_at is null and worker_session.closed_at is null
     for share
   ) w

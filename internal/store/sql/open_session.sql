@@ -21,11 +21,12 @@ superseded as (
   where session_id in (select session_id from other where not live) and closed_at is null
 )
 insert into worker_session as w (namespace_id, worker_id, instance_id, replica_id, max_in_flight, handlers, labels, build_id,
-  client_info, opened_at, seen_at)
-select $1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce($11::timestamptz, now()), coalesce($11::timestamptz, now())
+  client_info, opened_at, seen_at, pauses)
+select $1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce($11::timestamptz, now()), coalesce($11::timestamptz, now()),
+  (select namespace.pauses from namespace where namespace.namespace_id = $1)
 where not exists (select from other where live)
 on conflict (namespace_id, worker_id, instance_id) do update set
   replica_id = excluded.replica_id, epoch = w.epoch + 1, max_in_flight = excluded.max_in_flight, handlers = excluded.handlers,
   labels = excluded.labels, build_id = excluded.build_id, client_info = excluded.client_info, seen_at = excluded.seen_at,
-  opened_at = excluded.opened_at, closed_at = null -- a drain is for the life of the instance
+  opened_at = excluded.opened_at, closed_at = null, pauses = excluded.pauses -- a drain is for the life of the instance
 returning w.session_id, w.epoch, coalesce($11::timestamptz, now()) as at

@@ -1,7 +1,8 @@
 -- All that a server looks for when nothing tells it to, in one statement a second: when the next lease ends (NULL: nothing
 -- runs), whether a deadline has passed, and whether any step is parked, whose task may have come to its end in error without a
 -- note (unsettled.sql); what stands in lanes, as probe_lanes.sql tells it; and of sessions that this server has, what became
--- of each. Those that it has still are said to be alive: their rows are locked in order, as claims do.
+-- of each. Those that it has still are said to be alive: their rows are locked in order, as claims do. And of the namespaces whose
+-- lanes are looked into, the number of their pauses: another one than the server knows has it read them (read_pauses.sql).
 --
 -- $1 at timestamptz; lanes to look into: $2 namespace_id int[], $3 handler text[]; sessions: $4 session_id int[], $5 epoch int[];
 -- $6 leases boolean: whether to read them, dead ones that an old snapshot keeps and all; $7 lane_id int[], $8 after_seq bigint[]:
@@ -56,6 +57,13 @@ probed as (
     where lane.namespace_id = asked.namespace_id and lane.handler = asked.handler
     offset 0                                   -- one possible plan: a look-up per handler
   ) l
+),
+paused as (
+  select array_agg(n.namespace_id) as namespace_id, array_agg(n.pauses) as pauses
+  from (select distinct namespace_id from unnest($2::int[]) as given (namespace_id)) as asked
+  cross join lateral (
+    select namespace.namespace_id, namespace.pauses from namespace where namespace.namespace_id = asked.namespace_id limit 1
+  ) n
 )
 select
   case when $6 then (select min(least(until, confirmed_at + run_timeout, stop_at)) from lease) end as expires_at,
@@ -67,5 +75,5 @@ select
   -- The snapshot is older than the reading of the sequence: who has drawn a seq up to it may be none of these transactions.
   (select coalesce(pg_sequence_last_value('ready_seq'), 0)) as drawn,
   pg_snapshot_xmin(pg_current_snapshot())::text::bigint as oldest, pg_snapshot_xmax(pg_current_snapshot())::text::bigint as next,
-  session.id, session.kept, session.drained, session.superseded
-from probed, session
+  session.id, session.kept, session.drained, session.superseded, paused.namespace_id, paused.pauses
+from probed, session, paused

@@ -111,7 +111,8 @@ const (
 	WaitingFor_WAITING_FOR_CIRCUIT WaitingFor = 4
 	// Room within its shared circuit's max_in_flight or rate.
 	WaitingFor_WAITING_FOR_LIMIT WaitingFor = 5
-	// Its shared circuit, which an operator holds: waiting_until is when the hold ends, unset when it must be released.
+	// An operator who paused its handler or its namespace (PauseHandler), or holds its shared circuit (HoldCircuit): waiting_until is
+	// when that ends, unset when somebody must resume or release it. A pause is told before anything of the circuit.
 	WaitingFor_WAITING_FOR_PAUSED WaitingFor = 6
 	// A worker: none that is there takes its handler.
 	WaitingFor_WAITING_FOR_WORKER WaitingFor = 7

@@ -932,6 +932,446 @@ func (x *BulkRetryStepsResponse) GetNextPageToken() string {
 	return ""
 }
 
+// Pause keeps the steps of a handler, or of a namespace, from being given out.
+type Pause struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where it keeps steps back.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Of which handler. Empty: of all.
+	Handler string `protobuf:"bytes,2,opt,name=handler,proto3" json:"handler,omitempty"`
+	// Why.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Who paused it, by the credential. Empty: there was none.
+	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	// Since when: no step of it was given out later. On the database's clock.
+	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// When it ends by itself. Unset: when it is resumed.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pause) Reset() {
+	*x = Pause{}
+	mi := &file_tasker_v1_step_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pause) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pause) ProtoMessage() {}
+
+func (x *Pause) ProtoReflect() protoreflect.Message {
+	mi := &file_tasker_v1_step_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pause.ProtoReflect.Descriptor instead.
+func (*Pause) Descriptor() ([]byte, []int) {
+	return file_tasker_v1_step_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Pause) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Pause) GetHandler() string {
+	if x != nil {
+		return x.Handler
+	}
+	return ""
+}
+
+func (x *Pause) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Pause) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *Pause) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Pause) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+// PauseHandlerRequest names the handler to pause, and for how long.
+type PauseHandlerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where it keeps steps back. Empty means "default".
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The handler, as steps name it (StepDefinition.handler): same characters and length. Empty: the whole namespace, every handler
+	// of it, also those that nobody has heard of yet.
+	Handler string `protobuf:"bytes,2,opt,name=handler,proto3" json:"handler,omitempty"`
+	// Why, for the record and for those who wait. Required. 1 to 1024 bytes without NUL.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When the pause ends by itself, in the future. Default: when it is resumed. 1970 to 9999.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseHandlerRequest) Reset() {
+	*x = PauseHandlerRequest{}
+	mi := &file_tasker_v1_step_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseHandlerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseHandlerRequest) ProtoMessage() {}
+
+func (x *PauseHandlerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tasker_v1_step_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseHandlerRequest.ProtoReflect.Descriptor instead.
+func (*PauseHandlerRequest) Descriptor() ([]byte, []int) {
+	return file_tasker_v1_step_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PauseHandlerRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *PauseHandlerRequest) GetHandler() string {
+	if x != nil {
+		return x.Handler
+	}
+	return ""
+}
+
+func (x *PauseHandlerRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *PauseHandlerRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+// PauseHandlerResponse is the pause.
+type PauseHandlerResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pause that is in force now.
+	Pause         *Pause `protobuf:"bytes,1,opt,name=pause,proto3" json:"pause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseHandlerResponse) Reset() {
+	*x = PauseHandlerResponse{}
+	mi := &file_tasker_v1_step_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseHandlerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseHandlerResponse) ProtoMessage() {}
+
+func (x *PauseHandlerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tasker_v1_step_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseHandlerResponse.ProtoReflect.Descriptor instead.
+func (*PauseHandlerResponse) Descriptor() ([]byte, []int) {
+	return file_tasker_v1_step_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PauseHandlerResponse) GetPause() *Pause {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+// ResumeHandlerRequest names the handler to resume.
+type ResumeHandlerRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where it keeps steps back. Empty means "default".
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The handler. Empty: the whole namespace. Same characters and length as in PauseHandlerRequest.
+	Handler string `protobuf:"bytes,2,opt,name=handler,proto3" json:"handler,omitempty"`
+	// Why, for the record. At most 1024 bytes without NUL.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeHandlerRequest) Reset() {
+	*x = ResumeHandlerRequest{}
+	mi := &file_tasker_v1_step_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeHandlerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeHandlerRequest) ProtoMessage() {}
+
+func (x *ResumeHandlerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tasker_v1_step_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeHandlerRequest.ProtoReflect.Descriptor instead.
+func (*ResumeHandlerRequest) Descriptor() ([]byte, []int) {
+	return file_tasker_v1_step_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ResumeHandlerRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ResumeHandlerRequest) GetHandler() string {
+	if x != nil {
+		return x.Handler
+	}
+	return ""
+}
+
+func (x *ResumeHandlerRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ResumeHandlerResponse is the pause that has ended.
+type ResumeHandlerResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pause that this call ended. Unset: there was none in force.
+	Pause         *Pause `protobuf:"bytes,1,opt,name=pause,proto3" json:"pause,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeHandlerResponse) Reset() {
+	*x = ResumeHandlerResponse{}
+	mi := &file_tasker_v1_step_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeHandlerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeHandlerResponse) ProtoMessage() {}
+
+func (x *ResumeHandlerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tasker_v1_step_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeHandlerResponse.ProtoReflect.Descriptor instead.
+func (*ResumeHandlerResponse) Descriptor() ([]byte, []int) {
+	return file_tasker_v1_step_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ResumeHandlerResponse) GetPause() *Pause {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+// ListPausesRequest pages the list.
+type ListPausesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where to look. Empty means "default".
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// How many to return at most. Default 50; above 1000 it is taken as 1000. Not negative.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before, in the same namespace. Empty for the first page.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPausesRequest) Reset() {
+	*x = ListPausesRequest{}
+	mi := &file_tasker_v1_step_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPausesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPausesRequest) ProtoMessage() {}
+
+func (x *ListPausesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tasker_v1_step_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPausesRequest.ProtoReflect.Descriptor instead.
+func (*ListPausesRequest) Descriptor() ([]byte, []int) {
+	return file_tasker_v1_step_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListPausesRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListPausesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListPausesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListPausesResponse is one page of the list.
+type ListPausesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The pauses of this page: the whole namespace's first, then by handler.
+	Pauses []*Pause `protobuf:"bytes,1,rep,name=pauses,proto3" json:"pauses,omitempty"`
+	// Set when there may be more; give it back as page_token.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPausesResponse) Reset() {
+	*x = ListPausesResponse{}
+	mi := &file_tasker_v1_step_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPausesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPausesResponse) ProtoMessage() {}
+
+func (x *ListPausesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tasker_v1_step_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPausesResponse.ProtoReflect.Descriptor instead.
+func (*ListPausesResponse) Descriptor() ([]byte, []int) {
+	return file_tasker_v1_step_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListPausesResponse) GetPauses() []*Pause {
+	if x != nil {
+		return x.Pauses
+	}
+	return nil
+}
+
+func (x *ListPausesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 var File_tasker_v1_step_service_proto protoreflect.FileDescriptor
 
 const file_tasker_v1_step_service_proto_rawDesc = "" +
@@ -1006,7 +1446,37 @@ const file_tasker_v1_step_service_proto_rawDesc = "" +
 	"\x0e_template_nameJ\x04\b\b\x10\t\"e\n" +
 	"\x16BulkRetryStepsResponse\x12#\n" +
 	"\rretried_steps\x18\x01 \x01(\x05R\fretriedSteps\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xb2\x04\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd1\x01\n" +
+	"\x05Pause\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x18\n" +
+	"\ahandler\x18\x02 \x01(\tR\ahandler\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x91\x02\n" +
+	"\x13PauseHandlerRequest\x12;\n" +
+	"\tnamespace\x18\x01 \x01(\tB\x1d\xbaH\x1a\xd8\x01\x01r\x152\x13^[a-z0-9._-]{1,63}$R\tnamespace\x12H\n" +
+	"\ahandler\x18\x02 \x01(\tB.\xbaH+\xd8\x01\x01r&(\xff\x012!^[\\p{L}\\p{N}_][\\p{L}\\p{N}_.:/-]*$R\ahandler\x12.\n" +
+	"\x06reason\x18\x03 \x01(\tB\x16\xbaH\x13r\x11 \x01(\x80\b2\n" +
+	"^[^\\x00]*$R\x06reason\x12C\n" +
+	"\x05until\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\v\"\a\b\xff\x82\xd1\xff\xaf\a2\x00R\x05until\">\n" +
+	"\x14PauseHandlerResponse\x12&\n" +
+	"\x05pause\x18\x01 \x01(\v2\x10.tasker.v1.PauseR\x05pause\"\xcb\x01\n" +
+	"\x14ResumeHandlerRequest\x12;\n" +
+	"\tnamespace\x18\x01 \x01(\tB\x1d\xbaH\x1a\xd8\x01\x01r\x152\x13^[a-z0-9._-]{1,63}$R\tnamespace\x12H\n" +
+	"\ahandler\x18\x02 \x01(\tB.\xbaH+\xd8\x01\x01r&(\xff\x012!^[\\p{L}\\p{N}_][\\p{L}\\p{N}_.:/-]*$R\ahandler\x12,\n" +
+	"\x06reason\x18\x03 \x01(\tB\x14\xbaH\x11r\x0f(\x80\b2\n" +
+	"^[^\\x00]*$R\x06reason\"?\n" +
+	"\x15ResumeHandlerResponse\x12&\n" +
+	"\x05pause\x18\x01 \x01(\v2\x10.tasker.v1.PauseR\x05pause\"\x95\x01\n" +
+	"\x11ListPausesRequest\x12;\n" +
+	"\tnamespace\x18\x01 \x01(\tB\x1d\xbaH\x1a\xd8\x01\x01r\x152\x13^[a-z0-9._-]{1,63}$R\tnamespace\x12$\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"f\n" +
+	"\x12ListPausesResponse\x12(\n" +
+	"\x06pauses\x18\x01 \x03(\v2\x10.tasker.v1.PauseR\x06pauses\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xa2\x06\n" +
 	"\vStepService\x12@\n" +
 	"\aGetStep\x12\x19.tasker.v1.GetStepRequest\x1a\x1a.tasker.v1.GetStepResponse\x12F\n" +
 	"\tListSteps\x12\x1b.tasker.v1.ListStepsRequest\x1a\x1c.tasker.v1.ListStepsResponse\x12[\n" +
@@ -1014,7 +1484,11 @@ const file_tasker_v1_step_service_proto_rawDesc = "" +
 	"\tRetryStep\x12\x1b.tasker.v1.RetryStepRequest\x1a\x1c.tasker.v1.RetryStepResponse\x12L\n" +
 	"\vResolveStep\x12\x1d.tasker.v1.ResolveStepRequest\x1a\x1e.tasker.v1.ResolveStepResponse\x12O\n" +
 	"\fCompleteStep\x12\x1e.tasker.v1.CompleteStepRequest\x1a\x1f.tasker.v1.CompleteStepResponse\x12U\n" +
-	"\x0eBulkRetrySteps\x12 .tasker.v1.BulkRetryStepsRequest\x1a!.tasker.v1.BulkRetryStepsResponseBu\n" +
+	"\x0eBulkRetrySteps\x12 .tasker.v1.BulkRetryStepsRequest\x1a!.tasker.v1.BulkRetryStepsResponse\x12O\n" +
+	"\fPauseHandler\x12\x1e.tasker.v1.PauseHandlerRequest\x1a\x1f.tasker.v1.PauseHandlerResponse\x12R\n" +
+	"\rResumeHandler\x12\x1f.tasker.v1.ResumeHandlerRequest\x1a .tasker.v1.ResumeHandlerResponse\x12I\n" +
+	"\n" +
+	"ListPauses\x12\x1c.tasker.v1.ListPausesRequest\x1a\x1d.tasker.v1.ListPausesResponseBu\n" +
 	"\x16com.taskerhq.tasker.v1P\x01Z4github.com/taskerhq/tasker/gen/go/tasker/v1;taskerv1\xaa\x02\tTasker.V1\xca\x02\tTasker\\V1\xea\x02\n" +
 	"Tasker::V1b\x06proto3"
 
@@ -1030,7 +1504,7 @@ func file_tasker_v1_step_service_proto_rawDescGZIP() []byte {
 	return file_tasker_v1_step_service_proto_rawDescData
 }
 
-var file_tasker_v1_step_service_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_tasker_v1_step_service_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_tasker_v1_step_service_proto_goTypes = []any{
 	(*GetStepRequest)(nil),           // 0: tasker.v1.GetStepRequest
 	(*GetStepResponse)(nil),          // 1: tasker.v1.GetStepResponse
@@ -1047,43 +1521,62 @@ var file_tasker_v1_step_service_proto_goTypes = []any{
 	(*BulkRetryStepsRequest)(nil),    // 12: tasker.v1.BulkRetryStepsRequest
 	(*BulkRetryFilter)(nil),          // 13: tasker.v1.BulkRetryFilter
 	(*BulkRetryStepsResponse)(nil),   // 14: tasker.v1.BulkRetryStepsResponse
-	(*Step)(nil),                     // 15: tasker.v1.Step
-	(StepState)(0),                   // 16: tasker.v1.StepState
-	(*Attempt)(nil),                  // 17: tasker.v1.Attempt
-	(*durationpb.Duration)(nil),      // 18: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),    // 19: google.protobuf.Timestamp
+	(*Pause)(nil),                    // 15: tasker.v1.Pause
+	(*PauseHandlerRequest)(nil),      // 16: tasker.v1.PauseHandlerRequest
+	(*PauseHandlerResponse)(nil),     // 17: tasker.v1.PauseHandlerResponse
+	(*ResumeHandlerRequest)(nil),     // 18: tasker.v1.ResumeHandlerRequest
+	(*ResumeHandlerResponse)(nil),    // 19: tasker.v1.ResumeHandlerResponse
+	(*ListPausesRequest)(nil),        // 20: tasker.v1.ListPausesRequest
+	(*ListPausesResponse)(nil),       // 21: tasker.v1.ListPausesResponse
+	(*Step)(nil),                     // 22: tasker.v1.Step
+	(StepState)(0),                   // 23: tasker.v1.StepState
+	(*Attempt)(nil),                  // 24: tasker.v1.Attempt
+	(*durationpb.Duration)(nil),      // 25: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),    // 26: google.protobuf.Timestamp
 }
 var file_tasker_v1_step_service_proto_depIdxs = []int32{
-	15, // 0: tasker.v1.GetStepResponse.step:type_name -> tasker.v1.Step
-	16, // 1: tasker.v1.ListStepsRequest.states:type_name -> tasker.v1.StepState
-	15, // 2: tasker.v1.ListStepsResponse.steps:type_name -> tasker.v1.Step
-	17, // 3: tasker.v1.ListStepAttemptsResponse.attempts:type_name -> tasker.v1.Attempt
-	15, // 4: tasker.v1.RetryStepResponse.step:type_name -> tasker.v1.Step
-	15, // 5: tasker.v1.ResolveStepResponse.step:type_name -> tasker.v1.Step
-	15, // 6: tasker.v1.CompleteStepResponse.step:type_name -> tasker.v1.Step
+	22, // 0: tasker.v1.GetStepResponse.step:type_name -> tasker.v1.Step
+	23, // 1: tasker.v1.ListStepsRequest.states:type_name -> tasker.v1.StepState
+	22, // 2: tasker.v1.ListStepsResponse.steps:type_name -> tasker.v1.Step
+	24, // 3: tasker.v1.ListStepAttemptsResponse.attempts:type_name -> tasker.v1.Attempt
+	22, // 4: tasker.v1.RetryStepResponse.step:type_name -> tasker.v1.Step
+	22, // 5: tasker.v1.ResolveStepResponse.step:type_name -> tasker.v1.Step
+	22, // 6: tasker.v1.CompleteStepResponse.step:type_name -> tasker.v1.Step
 	13, // 7: tasker.v1.BulkRetryStepsRequest.filter:type_name -> tasker.v1.BulkRetryFilter
-	18, // 8: tasker.v1.BulkRetryStepsRequest.spread_duration:type_name -> google.protobuf.Duration
-	19, // 9: tasker.v1.BulkRetryFilter.failed_from:type_name -> google.protobuf.Timestamp
-	19, // 10: tasker.v1.BulkRetryFilter.failed_before:type_name -> google.protobuf.Timestamp
-	0,  // 11: tasker.v1.StepService.GetStep:input_type -> tasker.v1.GetStepRequest
-	2,  // 12: tasker.v1.StepService.ListSteps:input_type -> tasker.v1.ListStepsRequest
-	4,  // 13: tasker.v1.StepService.ListStepAttempts:input_type -> tasker.v1.ListStepAttemptsRequest
-	6,  // 14: tasker.v1.StepService.RetryStep:input_type -> tasker.v1.RetryStepRequest
-	8,  // 15: tasker.v1.StepService.ResolveStep:input_type -> tasker.v1.ResolveStepRequest
-	10, // 16: tasker.v1.StepService.CompleteStep:input_type -> tasker.v1.CompleteStepRequest
-	12, // 17: tasker.v1.StepService.BulkRetrySteps:input_type -> tasker.v1.BulkRetryStepsRequest
-	1,  // 18: tasker.v1.StepService.GetStep:output_type -> tasker.v1.GetStepResponse
-	3,  // 19: tasker.v1.StepService.ListSteps:output_type -> tasker.v1.ListStepsResponse
-	5,  // 20: tasker.v1.StepService.ListStepAttempts:output_type -> tasker.v1.ListStepAttemptsResponse
-	7,  // 21: tasker.v1.StepService.RetryStep:output_type -> tasker.v1.RetryStepResponse
-	9,  // 22: tasker.v1.StepService.ResolveStep:output_type -> tasker.v1.ResolveStepResponse
-	11, // 23: tasker.v1.StepService.CompleteStep:output_type -> tasker.v1.CompleteStepResponse
-	14, // 24: tasker.v1.StepService.BulkRetrySteps:output_type -> tasker.v1.BulkRetryStepsResponse
-	18, // [18:25] is the sub-list for method output_type
-	11, // [11:18] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	25, // 8: tasker.v1.BulkRetryStepsRequest.spread_duration:type_name -> google.protobuf.Duration
+	26, // 9: tasker.v1.BulkRetryFilter.failed_from:type_name -> google.protobuf.Timestamp
+	26, // 10: tasker.v1.BulkRetryFilter.failed_before:type_name -> google.protobuf.Timestamp
+	26, // 11: tasker.v1.Pause.since:type_name -> google.protobuf.Timestamp
+	26, // 12: tasker.v1.Pause.until:type_name -> google.protobuf.Timestamp
+	26, // 13: tasker.v1.PauseHandlerRequest.until:type_name -> google.protobuf.Timestamp
+	15, // 14: tasker.v1.PauseHandlerResponse.pause:type_name -> tasker.v1.Pause
+	15, // 15: tasker.v1.ResumeHandlerResponse.pause:type_name -> tasker.v1.Pause
+	15, // 16: tasker.v1.ListPausesResponse.pauses:type_name -> tasker.v1.Pause
+	0,  // 17: tasker.v1.StepService.GetStep:input_type -> tasker.v1.GetStepRequest
+	2,  // 18: tasker.v1.StepService.ListSteps:input_type -> tasker.v1.ListStepsRequest
+	4,  // 19: tasker.v1.StepService.ListStepAttempts:input_type -> tasker.v1.ListStepAttemptsRequest
+	6,  // 20: tasker.v1.StepService.RetryStep:input_type -> tasker.v1.RetryStepRequest
+	8,  // 21: tasker.v1.StepService.ResolveStep:input_type -> tasker.v1.ResolveStepRequest
+	10, // 22: tasker.v1.StepService.CompleteStep:input_type -> tasker.v1.CompleteStepRequest
+	12, // 23: tasker.v1.StepService.BulkRetrySteps:input_type -> tasker.v1.BulkRetryStepsRequest
+	16, // 24: tasker.v1.StepService.PauseHandler:input_type -> tasker.v1.PauseHandlerRequest
+	18, // 25: tasker.v1.StepService.ResumeHandler:input_type -> tasker.v1.ResumeHandlerRequest
+	20, // 26: tasker.v1.StepService.ListPauses:input_type -> tasker.v1.ListPausesRequest
+	1,  // 27: tasker.v1.StepService.GetStep:output_type -> tasker.v1.GetStepResponse
+	3,  // 28: tasker.v1.StepService.ListSteps:output_type -> tasker.v1.ListStepsResponse
+	5,  // 29: tasker.v1.StepService.ListStepAttempts:output_type -> tasker.v1.ListStepAttemptsResponse
+	7,  // 30: tasker.v1.StepService.RetryStep:output_type -> tasker.v1.RetryStepResponse
+	9,  // 31: tasker.v1.StepService.ResolveStep:output_type -> tasker.v1.ResolveStepResponse
+	11, // 32: tasker.v1.StepService.CompleteStep:output_type -> tasker.v1.CompleteStepResponse
+	14, // 33: tasker.v1.StepService.BulkRetrySteps:output_type -> tasker.v1.BulkRetryStepsResponse
+	17, // 34: tasker.v1.StepService.PauseHandler:output_type -> tasker.v1.PauseHandlerResponse
+	19, // 35: tasker.v1.StepService.ResumeHandler:output_type -> tasker.v1.ResumeHandlerResponse
+	21, // 36: tasker.v1.StepService.ListPauses:output_type -> tasker.v1.ListPausesResponse
+	27, // [27:37] is the sub-list for method output_type
+	17, // [17:27] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_tasker_v1_step_service_proto_init() }
@@ -1100,7 +1593,7 @@ func file_tasker_v1_step_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tasker_v1_step_service_proto_rawDesc), len(file_tasker_v1_step_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

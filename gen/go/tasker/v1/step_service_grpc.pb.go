@@ -26,6 +26,9 @@ const (
 	StepService_ResolveStep_FullMethodName      = "/tasker.v1.StepService/ResolveStep"
 	StepService_CompleteStep_FullMethodName     = "/tasker.v1.StepService/CompleteStep"
 	StepService_BulkRetrySteps_FullMethodName   = "/tasker.v1.StepService/BulkRetrySteps"
+	StepService_PauseHandler_FullMethodName     = "/tasker.v1.StepService/PauseHandler"
+	StepService_ResumeHandler_FullMethodName    = "/tasker.v1.StepService/ResumeHandler"
+	StepService_ListPauses_FullMethodName       = "/tasker.v1.StepService/ListPauses"
 )
 
 // StepServiceClient is the client API for StepService service.
@@ -41,7 +44,7 @@ const (
 // errors listed at each are its own. See ErrorReason for what to do about each. A request above 8 MiB does not reach the server's
 // own checks and is refused by the transport.
 //
-// For clients (reads) and operators (RetryStep, ResolveStep, CompleteStep, BulkRetrySteps).
+// For clients (reads) and operators (RetryStep, ResolveStep, CompleteStep, BulkRetrySteps, PauseHandler, ResumeHandler).
 type StepServiceClient interface {
 	// GetStep reads one step.
 	//
@@ -79,6 +82,30 @@ type StepServiceClient interface {
 	//
 	// Errors: VALIDATION (a filter is required), BAD_PAGE_TOKEN, CONFLICT.
 	BulkRetrySteps(ctx context.Context, in *BulkRetryStepsRequest, opts ...grpc.CallOption) (*BulkRetryStepsResponse, error)
+	// PauseHandler stops the dispatching of a handler, or of a whole namespace: from the commit on no server gives out a step of it.
+	// Runs that are under way go on, and are reported as ever. What waits keeps its place, its attempts and its next_retry_at.
+	//
+	// A pause suspends no budget: backoff, deadlines and max_elapsed go on, so a step may be given up while it is paused. Where they
+	// shall stand still too, hold a shared circuit whose policy says suspend_budgets.
+	//
+	// It replaces an earlier pause of the same handler. A handler's pause and its namespace's are two: each must end. A namespace that
+	// does not exist is made; a handler need not have been heard of.
+	//
+	// Safe to repeat: the same call again leaves the same pause, with one more entry in the record (the view pauses_v).
+	//
+	// Errors: VALIDATION (also when until is past), CONFLICT.
+	PauseHandler(ctx context.Context, in *PauseHandlerRequest, opts ...grpc.CallOption) (*PauseHandlerResponse, error)
+	// ResumeHandler ends a pause: what waits is given out at once, the oldest first. It ends the pause of just that handler, or just
+	// the namespace's: what the other one keeps back stays. Where there is none it is answered OK without a pause, so a retry is
+	// safe.
+	//
+	// Errors: VALIDATION, CONFLICT.
+	ResumeHandler(ctx context.Context, in *ResumeHandlerRequest, opts ...grpc.CallOption) (*ResumeHandlerResponse, error)
+	// ListPauses lists the pauses of a namespace that are in force: the whole namespace's first, then by handler. A namespace that
+	// does not exist has none. Those that are over stand in the view pauses_v.
+	//
+	// Errors: VALIDATION, BAD_PAGE_TOKEN.
+	ListPauses(ctx context.Context, in *ListPausesRequest, opts ...grpc.CallOption) (*ListPausesResponse, error)
 }
 
 type stepServiceClient struct {
@@ -159,6 +186,36 @@ func (c *stepServiceClient) BulkRetrySteps(ctx context.Context, in *BulkRetrySte
 	return out, nil
 }
 
+func (c *stepServiceClient) PauseHandler(ctx context.Context, in *PauseHandlerRequest, opts ...grpc.CallOption) (*PauseHandlerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseHandlerResponse)
+	err := c.cc.Invoke(ctx, StepService_PauseHandler_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *stepServiceClient) ResumeHandler(ctx context.Context, in *ResumeHandlerRequest, opts ...grpc.CallOption) (*ResumeHandlerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeHandlerResponse)
+	err := c.cc.Invoke(ctx, StepService_ResumeHandler_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *stepServiceClient) ListPauses(ctx context.Context, in *ListPausesRequest, opts ...grpc.CallOption) (*ListPausesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListPausesResponse)
+	err := c.cc.Invoke(ctx, StepService_ListPauses_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // StepServiceServer is the server API for StepService service.
 // All implementations must embed UnimplementedStepServiceServer
 // for forward compatibility.
@@ -172,7 +229,7 @@ func (c *stepServiceClient) BulkRetrySteps(ctx context.Context, in *BulkRetrySte
 // errors listed at each are its own. See ErrorReason for what to do about each. A request above 8 MiB does not reach the server's
 // own checks and is refused by the transport.
 //
-// For clients (reads) and operators (RetryStep, ResolveStep, CompleteStep, BulkRetrySteps).
+// For clients (reads) and operators (RetryStep, ResolveStep, CompleteStep, BulkRetrySteps, PauseHandler, ResumeHandler).
 type StepServiceServer interface {
 	// GetStep reads one step.
 	//
@@ -210,6 +267,30 @@ type StepServiceServer interface {
 	//
 	// Errors: VALIDATION (a filter is required), BAD_PAGE_TOKEN, CONFLICT.
 	BulkRetrySteps(context.Context, *BulkRetryStepsRequest) (*BulkRetryStepsResponse, error)
+	// PauseHandler stops the dispatching of a handler, or of a whole namespace: from the commit on no server gives out a step of it.
+	// Runs that are under way go on, and are reported as ever. What waits keeps its place, its attempts and its next_retry_at.
+	//
+	// A pause suspends no budget: backoff, deadlines and max_elapsed go on, so a step may be given up while it is paused. Where they
+	// shall stand still too, hold a shared circuit whose policy says suspend_budgets.
+	//
+	// It replaces an earlier pause of the same handler. A handler's pause and its namespace's are two: each must end. A namespace that
+	// does not exist is made; a handler need not have been heard of.
+	//
+	// Safe to repeat: the same call again leaves the same pause, with one more entry in the record (the view pauses_v).
+	//
+	// Errors: VALIDATION (also when until is past), CONFLICT.
+	PauseHandler(context.Context, *PauseHandlerRequest) (*PauseHandlerResponse, error)
+	// ResumeHandler ends a pause: what waits is given out at once, the oldest first. It ends the pause of just that handler, or just
+	// the namespace's: what the other one keeps back stays. Where there is none it is answered OK without a pause, so a retry is
+	// safe.
+	//
+	// Errors: VALIDATION, CONFLICT.
+	ResumeHandler(context.Context, *ResumeHandlerRequest) (*ResumeHandlerResponse, error)
+	// ListPauses lists the pauses of a namespace that are in force: the whole namespace's first, then by handler. A namespace that
+	// does not exist has none. Those that are over stand in the view pauses_v.
+	//
+	// Errors: VALIDATION, BAD_PAGE_TOKEN.
+	ListPauses(context.Context, *ListPausesRequest) (*ListPausesResponse, error)
 	mustEmbedUnimplementedStepServiceServer()
 }
 
@@ -240,6 +321,15 @@ func (UnimplementedStepServiceServer) CompleteStep(context.Context, *CompleteSte
 }
 func (UnimplementedStepServiceServer) BulkRetrySteps(context.Context, *BulkRetryStepsRequest) (*BulkRetryStepsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method BulkRetrySteps not implemented")
+}
+func (UnimplementedStepServiceServer) PauseHandler(context.Context, *PauseHandlerRequest) (*PauseHandlerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseHandler not implemented")
+}
+func (UnimplementedStepServiceServer) ResumeHandler(context.Context, *ResumeHandlerRequest) (*ResumeHandlerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeHandler not implemented")
+}
+func (UnimplementedStepServiceServer) ListPauses(context.Context, *ListPausesRequest) (*ListPausesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListPauses not implemented")
 }
 func (UnimplementedStepServiceServer) mustEmbedUnimplementedStepServiceServer() {}
 func (UnimplementedStepServiceServer) testEmbeddedByValue()                     {}
@@ -388,6 +478,60 @@ func _StepService_BulkRetrySteps_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _StepService_PauseHandler_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseHandlerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StepServiceServer).PauseHandler(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StepService_PauseHandler_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StepServiceServer).PauseHandler(ctx, req.(*PauseHandlerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StepService_ResumeHandler_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeHandlerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StepServiceServer).ResumeHandler(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StepService_ResumeHandler_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StepServiceServer).ResumeHandler(ctx, req.(*ResumeHandlerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _StepService_ListPauses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListPausesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StepServiceServer).ListPauses(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: StepService_ListPauses_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StepServiceServer).ListPauses(ctx, req.(*ListPausesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // StepService_ServiceDesc is the grpc.ServiceDesc for StepService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -422,6 +566,18 @@ var StepService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "BulkRetrySteps",
 			Handler:    _StepService_BulkRetrySteps_Handler,
+		},
+		{
+			MethodName: "PauseHandler",
+			Handler:    _StepService_PauseHandler_Handler,
+		},
+		{
+			MethodName: "ResumeHandler",
+			Handler:    _StepService_ResumeHandler_Handler,
+		},
+		{
+			MethodName: "ListPauses",
+			Handler:    _StepService_ListPauses_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -114,6 +114,8 @@ const (
 	BlockerReason_BLOCKER_REASON_CIRCUIT_HELD BlockerReason = 13
 	// Steps of this handler wait, and this worker is barred from the shared circuit they name (BarredWorker).
 	BlockerReason_BLOCKER_REASON_WORKER_BARRED BlockerReason = 14
+	// An operator paused this handler or the whole namespace, whether or not steps of it wait.
+	BlockerReason_BLOCKER_REASON_PAUSED BlockerReason = 15
 )
 
 // Enum value maps for BlockerReason.
@@ -129,6 +131,7 @@ var (
 		12: "BLOCKER_REASON_CIRCUIT_LIMIT",
 		13: "BLOCKER_REASON_CIRCUIT_HELD",
 		14: "BLOCKER_REASON_WORKER_BARRED",
+		15: "BLOCKER_REASON_PAUSED",
 	}
 	BlockerReason_value = map[string]int32{
 		"BLOCKER_REASON_UNSPECIFIED":     0,
@@ -141,6 +144,7 @@ var (
 		"BLOCKER_REASON_CIRCUIT_LIMIT":   12,
 		"BLOCKER_REASON_CIRCUIT_HELD":    13,
 		"BLOCKER_REASON_WORKER_BARRED":   14,
+		"BLOCKER_REASON_PAUSED":          15,
 	}
 )
 
@@ -3907,7 +3911,7 @@ const file_tasker_v1_worker_service_proto_rawDesc = "" +
 	"\x17REVOKE_REASON_TIMED_OUT\x10\x02\x12#\n" +
 	"\x1fREVOKE_REASON_DEADLINE_EXCEEDED\x10\x03\x12\x1a\n" +
 	"\x16REVOKE_REASON_OPERATOR\x10\x04\x12\x1c\n" +
-	"\x18REVOKE_REASON_LEASE_LOST\x10\x05*\xdb\x02\n" +
+	"\x18REVOKE_REASON_LEASE_LOST\x10\x05*\xf6\x02\n" +
 	"\rBlockerReason\x12\x1e\n" +
 	"\x1aBLOCKER_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cBLOCKER_REASON_NOTHING_READY\x10\x01\x12\x1a\n" +
@@ -3919,7 +3923,8 @@ const file_tasker_v1_worker_service_proto_rawDesc = "" +
 	"\x1eBLOCKER_REASON_CIRCUIT_PROBING\x10\v\x12 \n" +
 	"\x1cBLOCKER_REASON_CIRCUIT_LIMIT\x10\f\x12\x1f\n" +
 	"\x1bBLOCKER_REASON_CIRCUIT_HELD\x10\r\x12 \n" +
-	"\x1cBLOCKER_REASON_WORKER_BARRED\x10\x0e\"\x04\b\x05\x10\t*A\n" +
+	"\x1cBLOCKER_REASON_WORKER_BARRED\x10\x0e\x12\x19\n" +
+	"\x15BLOCKER_REASON_PAUSED\x10\x0f\"\x04\b\x05\x10\t*A\n" +
 	"\x05Reach\x12\x15\n" +
 	"\x11REACH_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
