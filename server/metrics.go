@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/IBM/pgxpoolprometheus"
+	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -23,15 +24,16 @@ import (
 // metrics is what a server shows of itself: its calls, its engine, its pools, and the lanes of its database.
 type metrics struct {
 	registry *prometheus.Registry
-	calls    *calls
+	calls    *grpcprom.ServerMetrics
 	panics   prometheus.Counter
 }
 
 func newMetrics(e *engine.Engine, st *store.Store) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
-		calls:    newCalls(),
-		panics:   prometheus.NewCounter(prometheus.CounterOpts{Name: "tasker_panics_total", Help: "Panics caught in calls: each is a defect."}),
+		calls: grpcprom.NewServerMetrics(grpcprom.WithServerHandlingTimeHistogram(
+			grpcprom.WithHistogramBuckets([]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}))),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{Name: "tasker_panics_total", Help: "Panics caught in calls: each is a defect."}),
 	}
 	m.registry.MustRegister(m.calls, m.panics, engineCollector{e}, &databaseCollector{store: st},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),

@@ -80,14 +80,16 @@ func assemble(c *Config, db *database, log *slog.Logger, creds grpc.ServerOption
 	p.ready = newReadiness(db, log, p.engine.Pulse, p.services.LearnClock)
 	p.metrics = newMetrics(p.engine, db.store)
 	p.grpc = grpc.NewServer(append(p.limits(), append(p.services.Interceptors(rpc.Around{
-		Timeout: c.CallTimeout, Gate: p.ready.gate, Panicked: p.metrics.panics.Inc, Counts: p.metrics.calls.of,
+		Timeout: c.CallTimeout, Gate: p.ready.gate, Panicked: p.metrics.panics.Inc,
+		OuterUnary:  p.metrics.calls.UnaryServerInterceptor(),
+		OuterStream: p.metrics.calls.StreamServerInterceptor(),
 	}), creds)...)...)
 	p.services.Register(p.grpc)
 	healthpb.RegisterHealthServer(p.grpc, p.ready.health)
 	if c.Reflection {
 		reflection.Register(p.grpc)
 	}
-	p.metrics.calls.learn(p.grpc)
+	p.metrics.calls.InitializeMetrics(p.grpc)
 	return p, nil
 }
 

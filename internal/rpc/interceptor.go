@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -33,32 +35,10 @@ type Around struct {
 	Gate func() error
 	// Panicked is called for every panic that was caught.
 	Panicked func()
-	// Counts gives who counts the calls of a method, named as in "/package.Service/Method". Nil: nobody does.
-	Counts func(method string) Counts
+	// OuterUnary and OuterStream see calls as they ended: metrics. Nil: nobody does.
+	OuterUnary  grpc.UnaryServerInterceptor
+	OuterStream grpc.StreamServerInterceptor
 }
-
-// Counts counts the calls of one method, of which many are under way at once.
-type Counts interface {
-	Began()
-	Received() // a message
-	Sent()     // a message
-	Ended(code codes.Code, took time.Duration)
-}
-
-// uncounted is Counts of nobody.
-type uncounted struct{}
-
-// Began does nothing.
-func (uncounted) Began() {}
-
-// Received does nothing.
-func (uncounted) Received() {}
-
-// Sent does nothing.
-func (uncounted) Sent() {}
-
-// Ended does nothing.
-func (uncounted) Ended(codes.Code, time.Duration) {}
 
 // Interceptors are the options that put what an operator decides, and what holds for every call, around every handler.
 func (s *Services) Interceptors(a Around) []grpc.ServerOption {
@@ -71,14 +51,16 @@ func (s *Services) Interceptors(a Around) []grpc.ServerOption {
 	if a.Panicked == nil {
 		a.Panicked = func() {}
 	}
-	if a.Counts == nil {
-		a.Counts = func(string) Counts { return uncounted{} }
-	}
 	around := &around{Services: s, Around: a}
-	return []grpc.ServerOption{
-		grpc.UnaryInterceptor(around.unary(logging.UnaryServerInterceptor(logTo(s.log), logOptions()...))),
-		grpc.StreamInterceptor(around.stream(logging.StreamServerInterceptor(logTo(s.log), logOptions()...))),
+	around.rescue = recovery.UnaryServerInterceptor(recovery.WithRecoveryHandlerContext(around.recovered))
+	unary, stream := []grpc.UnaryServerInterceptor{around.unary()}, []grpc.StreamServerInterceptor{around.stream()}
+	if a.OuterUnary != nil {
+		unary = slices.Insert(unary, 0, a.OuterUnary)
 	}
+	if a.OuterStream != nil {
+		stream = slices.Insert(stream, 0, a.OuterStream)
+	}
+	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(unary...), grpc.ChainStreamInterceptor(stream...)}
 }
 
 // around is one function for each kind of call, not a chain of interceptors: a chain's frames are most of the stack that a
@@ -86,27 +68,18 @@ func (s *Services) Interceptors(a Around) []grpc.ServerOption {
 type around struct {
 	*Services
 	Around
+	rescue grpc.UnaryServerInterceptor // makes a panic an error
 }
 
-// unary counts a call, bounds it, finds out who calls, holds the request against the rules, and makes what went wrong a status.
+// unary bounds a call, finds out who calls, holds the request against the rules, and makes what went wrong a status.
 // A call whose outcome is to be logged is logged once it has ended; most are not.
-func (a *around) unary(write grpc.UnaryServerInterceptor) grpc.UnaryServerInterceptor {
+func (a *around) unary() grpc.UnaryServerInterceptor {
+	write := logging.UnaryServerInterceptor(logTo(a.log), logOptions()...)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		began := time.Now()
-		counts := a.Counts(info.FullMethod)
-		counts.Began()
-		counts.Received()
-		resp, err := a.bounded(ctx, began, req, info.FullMethod, handler)
-		took := time.Since(began)
-		code := codes.OK
-		if err != nil {
-			code = status.Code(err)
-		} else {
-			counts.Sent()
-		}
-		counts.Ended(code, took)
-		if isOurs(info.FullMethod) && a.log.Enabled(ctx, slog.Level(level(code))) {
-			ctx = logging.InjectLogField(ctx, "grpc.time_ms", float64(took.Microseconds())/1000)
+		resp, err := a.bounded(ctx, began, req, info, handler)
+		if isOurs(info.FullMethod) && a.log.Enabled(ctx, slog.Level(level(status.Code(err)))) {
+			ctx = logging.InjectLogField(ctx, "grpc.time_ms", float64(time.Since(began).Microseconds())/1000)
 			return write(ctx, req, info, func(context.Context, any) (any, error) { return resp, err })
 		}
 		return resp, err
@@ -114,8 +87,8 @@ func (a *around) unary(write grpc.UnaryServerInterceptor) grpc.UnaryServerInterc
 }
 
 // bounded answers a call, and lets it end a little before its caller stops listening, so that the caller is told why.
-func (a *around) bounded(ctx context.Context, began time.Time, req any, method string, handler grpc.UnaryHandler) (any, error) {
-	if isOurs(method) {
+func (a *around) bounded(ctx context.Context, began time.Time, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if isOurs(info.FullMethod) {
 		left := a.Timeout + waitOf(req)
 		if deadline, ok := ctx.Deadline(); ok {
 			left = deadline.Sub(began)
@@ -125,19 +98,20 @@ func (a *around) bounded(ctx context.Context, began time.Time, req any, method s
 		ctx, cancel = context.WithDeadline(ctx, began.Add(left))
 		defer cancel()
 	}
-	resp, err := a.guarded(ctx, req, method, handler)
-	return resp, a.told(ctx, method, err)
+	resp, err := a.rescue(ctx, req, info, func(ctx context.Context, req any) (any, error) {
+		ctx, err := a.admit(ctx, req, info.FullMethod)
+		if err != nil {
+			return nil, err
+		}
+		return handler(ctx, req)
+	})
+	return resp, a.told(ctx, info.FullMethod, err)
 }
 
-// guarded answers a call that is let through, and makes a panic an error.
-func (a *around) guarded(ctx context.Context, req any, method string, handler grpc.UnaryHandler) (resp any, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			resp, err = nil, a.recovered(ctx, p)
-		}
-	}()
+// admit lets a call pass, as whoever it is that calls.
+func (a *around) admit(ctx context.Context, req any, method string) (context.Context, error) {
 	if !isOurs(method) {
-		return handler(ctx, req)
+		return ctx, nil
 	}
 	if err := a.Gate(); err != nil {
 		return nil, err
@@ -151,7 +125,7 @@ func (a *around) guarded(ctx context.Context, req any, method string, handler gr
 			return nil, err
 		}
 	}
-	return handler(known, req)
+	return known, nil
 }
 
 func (a *around) recovered(ctx context.Context, p any) error {
