@@ -25,9 +25,10 @@ const (
 	lifeHandler  = "bench.life"
 	lifeCircuit  = "bench-service"
 
-	batchSubmitters  = 2
-	unarySubmitters  = 100
-	unaryReporters   = 100 // of all workers
+	batchSubmitters = 2
+	// Where each has a call of its own, as many calls of either kind are under way as a batch has entries.
+	unarySubmitters  = submitBatch
+	unaryReporters   = submitBatch // of all workers
 	unaryConnections = 4
 
 	// drainTimeout is how long the steps that are left at the end may take.
