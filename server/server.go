@@ -102,7 +102,7 @@ const (
 	pingAnswer              = 10 * time.Second
 	clientPings             = 10 * time.Second // no client may ping more often
 	readBuffer              = 4 << 10          // thousands of idle connections hold one each
-	callWorkers             = 1024              // goroutines whose stacks have grown; a call that finds none free gets one of its own
+	callWorkers             = 1024             // goroutines whose stacks have grown; a call that finds none free gets one of its own
 )
 
 func (p *process) limits() []grpc.ServerOption {

@@ -77,7 +77,12 @@ type world struct {
 	echo      *process
 	progress  *progress
 	totals    *found // of the stages that are over
+	// collectorPercent is GOGC as this program was started, by which the floor runs.
+	collectorPercent int
 }
+
+// loadCollectorPercent is GOGC while this process is the load.
+const loadCollectorPercent = 400
 
 // Run runs scenarios and gives their figures. The document is of use even where an error says that work was lost.
 func Run(ctx context.Context, c Config) (doc *Document, err error) {
@@ -85,12 +90,13 @@ func Run(ctx context.Context, c Config) (doc *Document, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// The load's own collector shall take as little as a busy server's: it is not what is measured.
-	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	if c.Quick && c.Full {
 		return nil, errors.New("a run cannot be both quick and full")
 	}
 	w := &world{Config: &c, doc: &Document{}, log: c.Logger, sizes: usualSizes, totals: &found{}}
+	// The load's own collector shall take as little as a busy server's: it is not what is measured.
+	w.collectorPercent = debug.SetGCPercent(loadCollectorPercent)
+	defer debug.SetGCPercent(w.collectorPercent)
 	switch {
 	case c.sizes != nil:
 		w.sizes = *c.sizes
@@ -243,6 +249,7 @@ func (w *world) facts(ctx context.Context) error {
 
 // runFloor measures the floor for a window.
 func (w *world) runFloor(ctx context.Context, window time.Duration) (floor.Result, error) {
+	defer debug.SetGCPercent(debug.SetGCPercent(w.collectorPercent))
 	result, err := floor.Run(ctx, floor.Config{
 		DSN: w.databases.floorURL, Duration: window, Warmup: w.warmup, AllowFsyncOff: w.AllowFsyncOff,
 	})

@@ -63,7 +63,7 @@ var usualSizes = sizes{
 	dueSteps: 100_000, dueMargin: 2 * time.Second,
 	backlogs: []int64{10_000, 1_000_000}, aside: 1_000_000, claimTurns: 50, claims: 20,
 	oldBefore: 20 * time.Second, oldDuring: time.Minute, oldRate: 5000,
-	idleStreams: 1000, idleWindow: 30 * time.Second, idleSettle: 10 * time.Second,
+	idleStreams: 1000, idleWindow: time.Minute, idleSettle: 10 * time.Second,
 	replicas: []int{1, 2, 4}, wakes: 1000, wakeEvery: 10 * time.Millisecond, replicaWindow: 4 * time.Second,
 	tenantBacklog: 1_000_000, tenantBeats: 200, tenantEvery: 100 * time.Millisecond,
 	payloads: []int{100, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 512 << 10}, payloadBytes: 32 << 20,
