@@ -63,8 +63,8 @@ func (s *Services) Interceptors(a Around) []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(unary...), grpc.ChainStreamInterceptor(stream...)}
 }
 
-// around is one function for each kind of call, not a chain of interceptors: a chain's frames are most of the stack that a
-// small call needs, and a stack that has to grow for it costs a tenth of the call.
+// around is one interceptor for each kind of call rather than a chain of eight: a chain's frames are most of the stack that a
+// small call needs, and a stack that has to grow for it costs a tenth of the call. Counting and panics are left to libraries.
 type around struct {
 	*Services
 	Around

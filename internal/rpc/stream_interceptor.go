@@ -36,7 +36,8 @@ func (a *around) stream() grpc.StreamServerInterceptor {
 	}
 }
 
-// safely makes a panic of f the error that recovered tells of it.
+// safely makes a panic of f the error that recovered tells of it. The library's interceptor, which unary calls have, would stand on
+// the stack of every idle stream.
 func safely(ctx context.Context, recovered func(context.Context, any) error, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

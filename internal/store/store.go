@@ -3,7 +3,8 @@
 // A step's state is the table its row stands in (see migrations/002_tables.sql). Every verb that moves a live row locks
 // it first and acts in a later statement, in a fresh snapshot. Some do both in one statement: a claim, since ready and backoff
 // rows are never updated; a success, whose delete by key and token is its lock; a failure, and the putting off of a lease's end,
-// which are undone and run again when a heartbeat came in between (must_move). What a claim is let by a circuit is decided under that row's lock, taken by the statement before it.
+// which are undone and run again when a heartbeat came in between (must_move). What a claim is let by a circuit is decided under
+// that row's lock, taken by the statement before it; that it knows of every pause, by the row of its session.
 //
 // Refusals that a caller may see are *task.Error. Every other error is a bug of ours or the database's trouble.
 package store
