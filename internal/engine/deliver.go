@@ -17,8 +17,12 @@ func (h *hub) distribute(f *flush, grants []store.Grant) {
 	for _, s := range f.slots {
 		byID[s.id] = s
 	}
+	var lane store.Lane // grants come by the lane
 	for i := range grants {
-		h.e.complete(&grants[i])
+		if id := grants[i].LaneID; lane.ID != id {
+			lane, _ = h.e.lane(h.e.background, id) // in memory: the claim named it
+		}
+		h.e.complete(&grants[i], lane)
 	}
 	var back []store.HeldLease
 	h.mu.Lock()
@@ -29,6 +33,7 @@ func (h *hub) distribute(f *flush, grants []store.Grant) {
 			back = append(back, heldLease(g.Step))
 			continue
 		}
+		g.Step.Namespace = s.reg.Namespace
 		s.hold(g.Step.Token.Nonce, g.Step.Handler)
 		if !s.deliver(g.Step) {
 			s.forget(g.Step.Token.Nonce)
@@ -64,13 +69,10 @@ func (s *session) deliver(r *task.ReadyStep) bool {
 // maxInline bounds the parents' results that ride along with a step, in bytes.
 const maxInline = 1 << 20
 
-// complete fills in what the lane and namespace say of a granted step, and keeps its dependencies' results in bounds.
-func (e *Engine) complete(g *store.Grant) {
+// complete fills in what the lane says of a granted step, and keeps its dependencies' results in bounds.
+func (e *Engine) complete(g *store.Grant, l store.Lane) {
 	r := g.Step
-	if l, err := e.lane(e.background, g.LaneID); err == nil {
-		r.Handler, r.Circuit = l.Handler, l.Circuit
-		r.Namespace = e.namespaceName(l.NamespaceID)
-	}
+	r.Handler, r.Circuit = l.Handler, l.Circuit
 	if g.Parents > store.MaxInlineParents {
 		e.inlineWide(r)
 	}

@@ -147,15 +147,3 @@ func (h *hub) drainSession(id int32) {
 		s.drained = true
 	}
 }
-
-// namespaceName finds a namespace's name by its id, from memory: whoever has a session in it has named it.
-func (e *Engine) namespaceName(id int32) string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for name, n := range e.spaces {
-		if n == id {
-			return name
-		}
-	}
-	return ""
-}

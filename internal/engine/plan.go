@@ -65,26 +65,43 @@ func (h *hub) expect(submits []*pendingSubmit) {
 	}
 }
 
-// anticipate needs h.mu: it forgets the leases that reports will conclude, until restore is called.
+// anticipate needs h.mu: it counts the leases that reports will conclude as room, until restore is called. No two of the reports
+// have one token.
 func (h *hub) anticipate(reports []*pendingReport) (restore func()) {
-	type leaving struct {
+	type limited struct {
 		*session
-		nonce   [16]byte
 		handler string
 	}
-	var gone []leaving
+	var (
+		leaving []*session
+		counted []limited
+		last    *session // reports come by the session
+	)
 	for _, p := range reports {
-		nonce := p.report.Token.Nonce
-		if s := h.sessions[p.report.Token.SessionID]; s != nil {
-			if handler, ok := s.leases[nonce]; ok {
-				s.forget(nonce)
-				gone = append(gone, leaving{s, nonce, handler})
+		token := &p.report.Token
+		if last == nil || last.id != token.SessionID {
+			if last = h.sessions[token.SessionID]; last == nil {
+				continue
 			}
+		}
+		handler, ok := last.leases[token.Nonce]
+		if !ok {
+			continue
+		}
+		if last.leaving++; last.leaving == 1 {
+			leaving = append(leaving, last)
+		}
+		if len(last.reg.HandlerLimits) > 0 {
+			last.byHandler[handler]--
+			counted = append(counted, limited{last, handler})
 		}
 	}
 	return func() {
-		for _, l := range gone {
-			l.keep(l.nonce, l.handler)
+		for _, s := range leaving {
+			s.leaving = 0
+		}
+		for _, l := range counted {
+			l.byHandler[l.handler]++
 		}
 	}
 }

@@ -46,6 +46,7 @@ type session struct {
 	leases    map[[16]byte]string // nonce → handler
 	byHandler map[string]int      // leases plus reservations
 	reserved  int                 // slots of claims under way
+	leaving   int                 // leases that a claim which is being planned may count as gone, see hub.anticipate
 	streams   map[*Stream]bool
 	opening   int     // calls that have found or renewed it, and are about to attach their stream or poll
 	newest    *Stream // gets the frames
@@ -63,7 +64,7 @@ func (s *session) room(handler string) int {
 	if s.drained || s.gone {
 		return 0
 	}
-	room := s.reg.MaxInFlight - len(s.leases) - s.reserved
+	room := s.reg.MaxInFlight - (len(s.leases) - s.leaving) - s.reserved
 	if limit, ok := s.reg.HandlerLimits[handler]; ok {
 		room = min(room, limit-s.byHandler[handler])
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -99,7 +100,7 @@ const maxRun = 365 * 24 * time.Hour
 
 // runDuration is how long the run took; 0 where the worker did not say, or said what cannot be.
 func runDuration(d *durationpb.Duration) time.Duration {
-	if d.CheckValid() != nil || d.AsDuration() < 0 || d.AsDuration() > maxRun {
+	if d == nil || d.CheckValid() != nil || d.AsDuration() < 0 || d.AsDuration() > maxRun {
 		return 0
 	}
 	return d.AsDuration()
@@ -167,22 +168,54 @@ func (d *digested) flag(b bool) {
 	d.number(0)
 }
 
+// reportedParts are the messages of an answer in one piece of memory, of which a busy server makes one for each report.
+type reportedParts struct {
+	entry  pb.BatchReportStepResultsEntry
+	status pb.EntryStatus
+	result pb.ReportStepResultResponse
+	step   pb.ReportedStep
+}
+
+// reportedEntry is what a report of a batch did.
+func reportedEntry(r *task.Report, a *task.Reported) *pb.BatchReportStepResultsEntry {
+	x := &reportedParts{}
+	x.entry.Status, x.entry.Result = &x.status, &x.result
+	x.result.Step = &x.step
+	tellReported(&x.result, r, a)
+	return &x.entry
+}
+
 // reported is what a report did.
 func reported(r *task.Report, a *task.Reported) *pb.ReportStepResultResponse {
-	resp := &pb.ReportStepResultResponse{
-		Step: &pb.ReportedStep{
-			StepId: a.Step.String(), TaskId: a.Step.Task().String(), State: stepStates.value(string(a.State)),
-			Attempts: count(a.Attempts), RetryLimit: count(a.RetryLimit), ParkedReason: parkedReasons.value(a.ParkedReason),
-			Dispatch: r.Token.Dispatch, Epoch: count(a.Epoch), LostLeases: count(a.LostLeases),
-		},
-		AlreadyRecorded: a.AlreadyRecorded, AppliedDelay: duration(a.AppliedDelay), DelaySource: delaySources.value(string(a.DelaySource)),
-		DelayClamped: a.DelayClamped, NextRetryAt: timestamp(a.NextRetryAt), ChangedCircuits: a.ChangedCircuits,
-	}
+	resp := &pb.ReportStepResultResponse{Step: &pb.ReportedStep{}}
+	tellReported(resp, r, a)
+	return resp
+}
+
+func tellReported(resp *pb.ReportStepResultResponse, r *task.Report, a *task.Reported) {
+	step := resp.GetStep()
+	step.StepId, step.TaskId = idTexts(a.Step)
+	step.State, step.ParkedReason = stepStates.value(string(a.State)), parkedReasons.value(a.ParkedReason)
+	step.Attempts, step.RetryLimit, step.LostLeases = count(a.Attempts), count(a.RetryLimit), count(a.LostLeases)
+	step.Dispatch, step.Epoch = r.Token.Dispatch, count(a.Epoch)
+	resp.AlreadyRecorded, resp.ChangedCircuits = a.AlreadyRecorded, a.ChangedCircuits
+	resp.AppliedDelay, resp.DelaySource, resp.DelayClamped = duration(a.AppliedDelay), delaySources.value(string(a.DelaySource)), a.DelayClamped
+	resp.NextRetryAt = timestamp(a.NextRetryAt)
 	switch {
 	case a.ReachedCircuit:
 		resp.AppliedReach = pb.Reach_REACH_CIRCUIT
 	case r.Outcome == task.RetryableFailure:
 		resp.AppliedReach = pb.Reach_REACH_STEP
 	}
-	return resp
 }
+
+// idTexts are a step's id and its task's as the contract prints them, in one text.
+func idTexts(id task.StepID) (step, of string) {
+	b := strconv.AppendInt(make([]byte, 0, 2*maxIDText), int64(id), 10)
+	n := len(b)
+	text := string(strconv.AppendInt(b, int64(id.Task()), 10))
+	return text[:n], text[n:]
+}
+
+// maxIDText is the length of the longest id.
+const maxIDText = len("-9223372036854775808")

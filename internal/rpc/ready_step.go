@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -64,17 +65,38 @@ func lostTokens(lost []task.Token, strange []string) []string {
 	return strange
 }
 
+// stepParts are the messages that every dispatch has, in one piece of memory.
+type stepParts struct {
+	response pb.ReadyStepsResponse
+	frame    pb.ReadyStepsResponse_Step
+	step     pb.ReadyStep
+	expires  timestamppb.Timestamp
+	beatBy   durationpb.Duration
+}
+
+// stepFrame is a granted dispatch as a frame of its worker's stream.
+func stepFrame(r *task.ReadyStep) *pb.ReadyStepsResponse {
+	x := &stepParts{}
+	x.response.Frame, x.frame.Step = &x.frame, x.fill(r)
+	return &x.response
+}
+
 // readyStep is a granted dispatch as its worker gets it.
-func readyStep(r *task.ReadyStep) *pb.ReadyStep {
-	step := &pb.ReadyStep{
-		Namespace: r.Namespace, TaskId: r.Task.String(), StepId: r.Token.Step.String(), TaskName: r.TaskName, StepName: r.StepName,
-		Handler: r.Handler, LeaseToken: r.Token.String(), LeaseExpiresAt: timestamppb.New(r.LeaseExpiresAt),
-		HeartbeatBy: durationpb.New(r.HeartbeatBy), Deadline: timestamp(stopsAt(r)), Attempt: count(r.Attempt), RetryLimit: count(r.RetryLimit),
-		Dispatch: count(r.Dispatch), IdempotencyKey: "tasker/" + r.Namespace + "/" + r.Token.Step.String(),
-		Context: orObject(r.Context), HandlerConfig: orObject(r.HandlerConfig), OmittedDependencies: r.Omitted, Checkpoint: r.Checkpoint,
-		PreviousFailure: previousFailure(r.PreviousFailure), TraceContext: traceContext(r.TraceContext), Labels: labelMap(r.Labels),
-		Circuit: r.Circuit, Probe: r.Probe,
-	}
+func readyStep(r *task.ReadyStep) *pb.ReadyStep { return (&stepParts{}).fill(r) }
+
+func (x *stepParts) fill(r *task.ReadyStep) *pb.ReadyStep {
+	step := &x.step
+	step.Namespace, step.Handler, step.Circuit, step.Probe = r.Namespace, r.Handler, r.Circuit, r.Probe
+	step.TaskName, step.StepName, step.Labels = r.TaskName, r.StepName, labelMap(r.Labels)
+	step.IdempotencyKey, step.StepId, step.TaskId = stepTexts(r.Namespace, r.Token.Step)
+	step.LeaseToken = r.Token.String()
+	x.expires.Seconds, x.expires.Nanos = r.LeaseExpiresAt.Unix(), int32(r.LeaseExpiresAt.Nanosecond()) //nolint:gosec // below 10⁹
+	x.beatBy.Seconds, x.beatBy.Nanos = int64(r.HeartbeatBy/time.Second), int32(r.HeartbeatBy%time.Second)
+	step.LeaseExpiresAt, step.HeartbeatBy, step.Deadline = &x.expires, &x.beatBy, timestamp(stopsAt(r))
+	step.Attempt, step.RetryLimit, step.Dispatch = count(r.Attempt), count(r.RetryLimit), count(r.Dispatch)
+	step.Context, step.HandlerConfig = orObject(r.Context), orObject(r.HandlerConfig)
+	step.Checkpoint, step.OmittedDependencies = r.Checkpoint, r.Omitted
+	step.PreviousFailure, step.TraceContext = previousFailure(r.PreviousFailure), traceContext(r.TraceContext)
 	if r.RunTimeout > 0 {
 		step.RunTimeout = durationpb.New(r.RunTimeout)
 	}
@@ -91,6 +113,18 @@ func readyStep(r *task.ReadyStep) *pb.ReadyStep {
 	}
 	fitFrame(step)
 	return step
+}
+
+// stepTexts are a step's idempotency key, its id, and its task's, in one text.
+func stepTexts(namespace string, id task.StepID) (key, step, of string) {
+	const scheme = "tasker/"
+	b := make([]byte, 0, 128) // on the stack; a namespace's name that is longer has it grow
+	b = append(append(append(b, scheme...), namespace...), '/')
+	from := len(b)
+	b = strconv.AppendInt(b, int64(id), 10)
+	n := len(b)
+	text := string(strconv.AppendInt(b, int64(id.Task()), 10))
+	return text[:n], text[from:n], text[n:]
 }
 
 // fitFrame keeps a frame within its limit. Ordinary payloads at their limits stay below it: 1 MiB each of results, of context

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,16 +16,40 @@ import (
 	"github.com/taskerhq/tasker/internal/task"
 )
 
-// submission is what a client asks for, checked: field is the path of sub in its request.
-func (s *Services) submission(ctx context.Context, namespace, field string, sub *pb.TaskSubmission) (*task.Submission, *definition, error) {
-	def, err := s.definitionOf(ctx, namespace, field, sub)
+// submitter is what a call says of all the tasks it submits.
+type submitter struct{ namespace, actor, trace string }
+
+func submitterOf(ctx context.Context) submitter {
+	c := caller(ctx)
+	return submitter{namespace: c.Namespace, actor: c.Actor, trace: callTrace(ctx)}
+}
+
+// place is where a submission stands in its request. Its path is written out only if something is wrong with it.
+type place struct {
+	field string
+	index int // below 0: the field is no list
+}
+
+func (p place) String() string {
+	if p.index < 0 {
+		return p.field
+	}
+	return p.field + "[" + strconv.Itoa(p.index) + "]"
+}
+
+// theTask is the place of the only one.
+var theTask = place{field: "task", index: -1}
+
+// submission is what a client asks for, checked.
+func (s *Services) submission(ctx context.Context, by submitter, at place, sub *pb.TaskSubmission) (*task.Submission, *definition, error) {
+	def, err := s.definitionOf(ctx, by.namespace, at, sub)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := checkContext(field, sub.GetContext(), def); err != nil {
+	if err := checkContext(at, sub.GetContext(), def); err != nil {
 		return nil, nil, err
 	}
-	steps, err := specs(field, sub, def)
+	steps, err := specs(at, sub, def)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -33,10 +58,13 @@ func (s *Services) submission(ctx context.Context, namespace, field string, sub 
 		return nil, nil, err
 	}
 	t := &task.Submission{
-		Namespace: namespace, Name: sub.GetName(), TemplateName: def.ref.GetName(), TemplateVersion: def.ref.GetVersion(),
+		Namespace: by.namespace, Name: sub.GetName(), TemplateName: def.ref.GetName(), TemplateVersion: def.ref.GetVersion(),
 		Context: orObject(sub.GetContext()), Labels: labelList(sub.GetLabels()), IdempotencyKey: sub.GetIdempotencyKey(), Digest: digest,
-		NotBefore: instant(sub.GetNotBefore()), Deadline: instant(sub.GetDeadline()), TraceContext: traceOf(ctx, sub.GetTraceContext()),
-		Actor: caller(ctx).Actor, Steps: steps,
+		NotBefore: instant(sub.GetNotBefore()), Deadline: instant(sub.GetDeadline()), TraceContext: by.trace,
+		Actor: by.actor, Steps: steps,
+	}
+	if given := sub.GetTraceContext(); given != nil {
+		t.TraceContext = traceText(given.GetTraceparent(), given.GetTracestate())
 	}
 	if sub.Name == nil {
 		t.Name = def.ref.GetName()
@@ -45,49 +73,59 @@ func (s *Services) submission(ctx context.Context, namespace, field string, sub 
 }
 
 // definitionOf finds the steps: those of a template, or the task's own.
-func (s *Services) definitionOf(ctx context.Context, namespace, field string, sub *pb.TaskSubmission) (*definition, error) {
+func (s *Services) definitionOf(ctx context.Context, namespace string, at place, sub *pb.TaskSubmission) (*definition, error) {
 	if inline := sub.GetInline(); inline != nil {
 		def, err := checkDefinition(inline.GetSteps())
-		return def, under(field+".inline", err)
+		if err != nil {
+			return nil, under(at.String()+".inline", err)
+		}
+		return def, nil
 	}
 	def, err := s.template(ctx, namespace, sub.GetTemplate())
 	return def, err
 }
 
 // checkContext checks a task's context, alone and beside the largest handler_config: a worker is sent both.
-func checkContext(field, context string, def *definition) error {
-	if err := checkObject(field+".context", context, maxPayload); err != nil {
-		return err
+func checkContext(at place, context string, def *definition) error {
+	if err := checkObject("context", context, maxPayload); err != nil {
+		return under(at.String(), err)
 	}
 	if size := len(context) + def.largest; size > maxPayload {
+		field := at.String() + ".context"
 		return task.Refuse(task.PayloadTooLarge, "%d bytes together with the handler_config of step %q, at most %d are allowed",
 			size, def.steps[def.largestN-1].Name, maxPayload).
-			At(field+".context").With("field", field+".context").With("size", strconv.Itoa(size)).With("limit", strconv.Itoa(maxPayload))
+			At(field).With("field", field).With("size", strconv.Itoa(size)).With("limit", strconv.Itoa(maxPayload))
 	}
-	return def.schema.check(field+".context", context)
+	if def.schema == nil {
+		return nil
+	}
+	return def.schema.check(at.String()+".context", context)
 }
 
 // specs are the definition's steps with the task's own priority and overrides.
-func specs(field string, sub *pb.TaskSubmission, def *definition) ([]task.StepSpec, error) {
+func specs(at place, sub *pb.TaskSubmission, def *definition) ([]task.StepSpec, error) {
 	priority := defaultPriority
 	if sub.Priority != nil {
 		priority = int(sub.GetPriority())
 	}
-	steps := append([]task.StepSpec(nil), def.steps...)
+	steps := slices.Clone(def.steps)
 	for i := range steps {
 		if !def.priority[i] {
 			steps[i].Priority = priority
 		}
 	}
+	if len(sub.GetOverrides()) == 0 {
+		return steps, nil
+	}
 	seen := make(map[int]bool, len(sub.GetOverrides()))
 	for i, o := range sub.GetOverrides() {
-		at := fmt.Sprintf("%s.overrides[%d].name", field, i)
+		field := fmt.Sprintf("%s.overrides[%d].name", at, i)
 		switch no := def.number[o.GetName()]; {
 		case no == 0:
 			return nil, task.Refuse(task.UnknownDependency, "there is no step %q", o.GetName()).
-				At(at).With("step", o.GetName()).With("dependency", o.GetName())
+				At(field).With("step", o.GetName()).With("dependency", o.GetName())
 		case seen[no]:
-			return nil, task.Invalid(at, "step %q is overridden twice", o.GetName())
+			return nil, task.Invalid(field, "step %q is overridden twice", o.GetName())
 		default:
 			seen[no] = true
 			override(&steps[no-1], o)
@@ -145,13 +183,10 @@ func joinField(path, field string) string {
 
 // ---------------------------------------------------------------- trace context
 
-// traceOf is the trace that the task's workers join: the submit's, or that of the call itself.
-func traceOf(ctx context.Context, given *pb.TraceContext) string {
-	if given != nil {
-		return traceText(given.GetTraceparent(), given.GetTracestate())
-	}
-	md, _ := metadata.FromIncomingContext(ctx)
-	parent, state := strings.Join(md.Get("traceparent"), ""), strings.Join(md.Get("tracestate"), ",")
+// callTrace is the trace of the call itself, which a task's workers join unless its submit names another.
+func callTrace(ctx context.Context) string {
+	parent := strings.Join(metadata.ValueFromIncomingContext(ctx, "traceparent"), "")
+	state := strings.Join(metadata.ValueFromIncomingContext(ctx, "tracestate"), ",")
 	if len(parent) > 255 || len(state) > 512 {
 		return ""
 	}

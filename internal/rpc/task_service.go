@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"strconv"
 	"time"
@@ -28,7 +27,7 @@ func (s *taskService) SubmitTask(ctx context.Context, req *pb.SubmitTaskRequest)
 	if err := withinBatch(req); err != nil {
 		return nil, err
 	}
-	sub, _, err := s.submission(ctx, caller(ctx).Namespace, "task", req.GetTask())
+	sub, _, err := s.submission(ctx, submitterOf(ctx), theTask, req.GetTask())
 	if err != nil {
 		id, ok, lookErr := s.submittedBefore(ctx, req.GetTask())
 		if lookErr != nil || !ok {
@@ -126,9 +125,10 @@ func (s *taskService) BatchSubmitTasks(ctx context.Context, req *pb.BatchSubmitT
 		subs   []*task.Submission
 		places []int
 		steps  int
+		by     = submitterOf(ctx)
 	)
 	for i, t := range req.GetTasks() {
-		sub, _, err := s.submission(ctx, caller(ctx).Namespace, fmt.Sprintf("tasks[%d]", i), t)
+		sub, _, err := s.submission(ctx, by, place{"tasks", i}, t)
 		if err != nil {
 			id, ok, lookErr := s.submittedBefore(ctx, t)
 			if lookErr != nil || !ok {
@@ -193,7 +193,7 @@ func (s *taskService) ValidateTask(ctx context.Context, req *pb.ValidateTaskRequ
 	if err := withinBatch(req); err != nil {
 		return nil, err
 	}
-	sub, def, err := s.submission(ctx, caller(ctx).Namespace, "task", req.GetTask())
+	sub, def, err := s.submission(ctx, submitterOf(ctx), theTask, req.GetTask())
 	if err != nil {
 		return nil, err
 	}

@@ -117,6 +117,9 @@ func labelList(labels map[string]string) []string {
 
 // labelMap is the opposite of labelList. A key holds no "=".
 func labelMap(list []string) map[string]string {
+	if len(list) == 0 {
+		return nil
+	}
 	labels := make(map[string]string, len(list))
 	for _, l := range list {
 		k, v, _ := strings.Cut(l, "=")

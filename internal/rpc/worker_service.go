@@ -126,7 +126,7 @@ func (s *workerService) openedFrame(o engine.Opened, strange []string) *pb.Ready
 func (s *workerService) frame(f *engine.Frame) *pb.ReadyStepsResponse {
 	switch {
 	case f.Step != nil:
-		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Step{Step: readyStep(f.Step)}}
+		return stepFrame(f.Step)
 	case f.Revoked != nil:
 		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Revoked{Revoked: &pb.LeaseRevoked{
 			LeaseToken: f.Revoked.Token.String(), Reason: revokeReasons.value(string(f.Revoked.Reason)), StepId: f.Revoked.Token.Step.String(),
@@ -233,10 +233,11 @@ func (s *workerService) BatchReportStepResults(ctx context.Context, req *pb.Batc
 	if err := withinBatch(req); err != nil {
 		return nil, err
 	}
-	entries := make([]*pb.BatchReportStepResultsEntry, len(req.GetReports()))
 	var (
-		reports []task.Report
-		places  []int
+		n       = len(req.GetReports())
+		entries = make([]*pb.BatchReportStepResultsEntry, n)
+		reports = make([]task.Report, 0, n)
+		places  = make([]int, 0, n)
 	)
 	for i, one := range req.GetReports() {
 		r, err := s.checkedReport(one)
@@ -247,11 +248,11 @@ func (s *workerService) BatchReportStepResults(ctx context.Context, req *pb.Batc
 		reports, places = append(reports, r), append(places, i)
 	}
 	for k, answer := range s.engine.Report(ctx, reports) {
-		entry := &pb.BatchReportStepResultsEntry{Status: s.entry(ctx, pb.WorkerService_BatchReportStepResults_FullMethodName, answer.Err)}
 		if answer.Err == nil {
-			entry.Result = reported(&reports[k], answer.Reported)
+			entries[places[k]] = reportedEntry(&reports[k], answer.Reported)
+			continue
 		}
-		entries[places[k]] = entry
+		entries[places[k]] = &pb.BatchReportStepResultsEntry{Status: s.entry(ctx, pb.WorkerService_BatchReportStepResults_FullMethodName, answer.Err)}
 	}
 	return &pb.BatchReportStepResultsResponse{Entries: entries}, nil
 }
