@@ -10,12 +10,13 @@ import (
 )
 
 // The collector's pace. A server's live heap is small, so under load Go's default would collect it ten times a second and more,
-// for a fifth of the server's processor time. It may then grow to five times what lives, half a gigabyte at most. A server at
+// for a fifth of the server's processor time. It may then grow to 128 MB, or to five times what lives: half a gigabyte at most. A server at
 // rest keeps the default and gives back what the load needed, so that its footprint follows the number of its streams: nothing
 // else would make it, since a server that allocates next to nothing collects next to never.
 const (
 	calmPercent = 100 // Go's default
-	busyPercent = 400
+	busyPercent = 400 // at least, see busyPace
+	busyHeap    = 128 << 20
 	busyBelow   = 500 * time.Millisecond // between two collections
 	// smallHeap is what may live, at most, for the heap to be let grow.
 	smallHeap = 96 << 20
@@ -115,18 +116,16 @@ func (h heap) atRest(allocatedBefore uint64) bool { return (h.allocated-allocate
 // worthReturning: a collection that gives memory back is worth its while, and was not done just now.
 func (h heap) worthReturning() bool { return h.held > h.live+max(h.live/4, leastSpare) }
 
-// collectorPercent is GOGC after a collection that found so much alive and came so long after the one before. At the busy pace
-// collections are four times as rare for the same load.
+// collectorPercent is GOGC after a collection that found so much alive and came so long after the one before. At a higher one
+// collections are as many times as rare for the same load.
 func collectorPercent(percent int, since time.Duration, live uint64) int {
-	if live > smallHeap {
+	if live > smallHeap || since >= busyBelow*time.Duration(percent)/calmPercent {
 		return calmPercent
 	}
-	limit := busyBelow
-	if percent == busyPercent {
-		limit *= busyPercent / calmPercent
-	}
-	if since < limit {
-		return busyPercent
-	}
-	return calmPercent
+	return busyPace(live)
+}
+
+// busyPace lets the heap grow to busyHeap where little lives. It is rounded, so that it is seldom changed: that stops the world.
+func busyPace(live uint64) int {
+	return max(busyPercent, int(busyHeap/max(live, 1<<20)-1)*100) //nolint:gosec // at most 128
 }

@@ -20,12 +20,28 @@ func TestTheCollectorsPaceFollowsTheLoad(t *testing.T) {
 		{busyPercent, busyBelow, busyPercent},
 		{busyPercent, 4*busyBelow - 1, busyPercent},
 		{busyPercent, 4 * busyBelow, calmPercent},
+		// Nor is it less at a smaller share of them.
+		{2 * busyPercent, 8*busyBelow - 1, busyPercent},
+		{2 * busyPercent, 8 * busyBelow, calmPercent},
 	} {
 		if got := collectorPercent(c.percent, c.since, smallHeap+1); got != calmPercent {
 			t.Errorf("a large heap is let grow at %d", got)
 		}
 		if got := collectorPercent(c.percent, c.since, smallHeap); got != c.want {
 			t.Errorf("at %d, %v after the last one: %d, want %d", c.percent, c.since, got, c.want)
+		}
+	}
+}
+
+func TestABusyHeapGrowsToTheSameSizeHoweverLittleLives(t *testing.T) {
+	const mib = 1 << 20
+	for live, want := range map[uint64]int{0: 12_700, mib: 12_700, 8 * mib: 1500, 9 * mib: 1300, 20 * mib: 500, 26 * mib: busyPercent, smallHeap: busyPercent} {
+		got := collectorPercent(calmPercent, busyBelow-1, live)
+		if got != want {
+			t.Errorf("with %d bytes alive: %d, want %d", live, got, want)
+		}
+		if size := live * uint64(100+got) / 100; size > max(busyHeap, 5*live) {
+			t.Errorf("with %d bytes alive the heap may grow to %d", live, size)
 		}
 	}
 }
