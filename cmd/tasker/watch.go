@@ -21,13 +21,23 @@ import (
 const watchPause = time.Second
 
 // follow hands every frame of a task to take until the task has ended, and returns the task as it ended. It resumes after a
-// lost connection, for as long as it takes: a person can end it. With idle it also ends at error.
+// lost connection, for as long as it takes: a person can end it. What take answers ends it. With idle it also ends at error.
 func (s *session) follow(ctx context.Context, id string, idle bool, take func(*taskerv1.WatchTaskResponse) error) (*taskerv1.Task, error) {
 	request := &taskerv1.WatchTaskRequest{TaskId: id, UntilIdle: idle}
-	var task *taskerv1.Task
+	var (
+		task   *taskerv1.Task
+		failed error
+	)
+	taken := func(frame *taskerv1.WatchTaskResponse) error {
+		failed = take(frame)
+		return failed
+	}
 	for {
-		err := s.followOnce(ctx, request, &task, take)
-		if err == nil {
+		err := s.followOnce(ctx, request, &task, taken)
+		switch {
+		case failed != nil:
+			return nil, failed
+		case err == nil:
 			return task, nil
 		}
 		// Before the first frame nothing shows that there is such a task, or such a server.

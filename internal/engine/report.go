@@ -27,12 +27,8 @@ func (p *pendingReport) answer(r *task.Reported, err error) {
 // Report records outcomes; they are recorded when it returns. Concurrent calls share transactions, and each entry gets its
 // own answer. A caller that gives up earlier leaves its reports to be recorded all the same; sending them again is safe.
 func (e *Engine) Report(ctx context.Context, reports []task.Report) []ReportAnswer {
-	answers := make([]ReportAnswer, len(reports))
 	if err := e.admit(len(reports)); err != nil {
-		for i := range answers {
-			answers[i].Err = err
-		}
-		return answers
+		return answerAll(len(reports), err)
 	}
 	// Private to this call: a caller that gave up must not read what is still being written.
 	waiting := make([]ReportAnswer, len(reports))
@@ -51,20 +47,26 @@ func (e *Engine) Report(ctx context.Context, reports []task.Report) []ReportAnsw
 		select {
 		case <-done:
 		case <-ctx.Done():
-			for k := range answers {
-				answers[k].Err = ctx.Err()
-			}
 			go func() {
 				for range len(reports) - i {
 					<-done
 				}
 				e.dismiss(len(reports))
 			}()
-			return answers
+			return answerAll(len(reports), ctx.Err())
 		}
 	}
 	e.dismiss(len(reports))
 	return waiting
+}
+
+// answerAll answers each of n reports alike.
+func answerAll(n int, err error) []ReportAnswer {
+	answers := make([]ReportAnswer, n)
+	for i := range answers {
+		answers[i].Err = err
+	}
+	return answers
 }
 
 // hubOf gives the hub of the namespace that a token names, which whoever invented the token may have invented too.
