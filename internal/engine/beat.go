@@ -68,8 +68,9 @@ func (h *hub) beat() {
 	}
 }
 
-// beatGrain gathers idle frames, so that one waking of the server, and one write to a connection, is for many.
-const beatGrain = time.Second
+// beatGrain gathers idle frames, so that one waking of the server, and one write to a connection, is for many. Much more at once
+// would want memory for all of them.
+const beatGrain = 250 * time.Millisecond
 
 // beatTime is when the next idle frame of a stream is due: an interval from now at the latest, and up to a grain earlier.
 func beatTime(interval time.Duration) time.Time {
