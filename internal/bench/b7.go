@@ -42,7 +42,7 @@ const (
 
 func runB7(ctx context.Context, w *world) error {
 	w.phase(w.idleWindow, "B7: a server without streams")
-	baseline, _, err := w.watchIdle(ctx, w.idleWindow)
+	baseline, err := w.watchIdle(ctx, w.idleWindow)
 	if err != nil {
 		return err
 	}
@@ -74,10 +74,14 @@ func runB7(ctx context.Context, w *world) error {
 			w.doc.Set(key+".rss_kib", found.after)
 		}
 		w.doc.Set(key+".seconds", found.seconds)
+		if w.meter.SeesPostgres() {
+			// Beside a server without streams, whose sessions are looked at as often: the looks are what Postgres does most.
+			w.doc.Set(key+".postgres_core", found.postgres-baseline.postgres)
+		}
 		perStream := (found.after - found.before) / float64(w.idleStreams)
 		for _, r := range []row{
 			{name: key + ".memory", unit: "KiB a stream", ours: perStream, floor: v.memoryBar, bar: fmt.Sprintf("≤ %g KiB", v.memoryBar), met: perStream <= v.memoryBar, beside: "the bar"},
-			{name: key + ".statements", unit: "a second", ours: found.statements, floor: baseline, bar: fmt.Sprintf("< %g", idleStatementBar), met: found.statements < idleStatementBar, beside: "no stream"},
+			{name: key + ".statements", unit: "a second", ours: found.statements, floor: baseline.statements, bar: fmt.Sprintf("< %g", idleStatementBar), met: found.statements < idleStatementBar, beside: "no stream"},
 			{name: key + ".core", unit: "of a core", ours: found.core, floor: idleCoreBar, bar: fmt.Sprintf("< %g", idleCoreBar), met: found.core < idleCoreBar, beside: "the bar"},
 		} {
 			if found.before < 0 && r.unit != "a second" {
@@ -99,10 +103,15 @@ func runB7(ctx context.Context, w *world) error {
 
 // idle is what idle streams cost.
 type idle struct {
+	rest
 	before, after float64 // resident memory of the server, KiB
-	statements    float64 // a second
-	core          float64 // share of a core that the server used
 	seconds       float64
+}
+
+// rest is what goes on while nothing does.
+type rest struct {
+	statements     float64 // of the server, a second
+	core, postgres float64 // shares of a core that the server used, and Postgres
 }
 
 // runIdle opens the streams, so many a connection, and watches what goes on while nothing does.
@@ -120,7 +129,7 @@ func (w *world) runIdle(ctx context.Context, name string, each int) (found *idle
 	}()
 	w.phase(w.idleSettle+w.idleWindow, "B7: %d idle streams, %d a connection", w.idleStreams, each)
 	begun := time.Now()
-	if found.statements, found.core, err = streams.watch(w); err != nil {
+	if found.rest, err = streams.watch(w); err != nil {
 		return nil, err
 	}
 	found.seconds = (time.Since(begun) - w.idleSettle).Seconds()
@@ -128,12 +137,12 @@ func (w *world) runIdle(ctx context.Context, name string, each int) (found *idle
 	return found, nil
 }
 
-// watchIdle counts what the server asks of the database for a while, and the processor time it uses.
+// watchIdle counts what the server asks of the database for a while, and the processor time that it and Postgres use.
 //
 // The database's own count of transactions would not do: sessions add theirs up to ten seconds late, and autovacuum's are
 // among them. So its sessions are looked at, often: each statement, or pipeline of some, shows by the time at which it began.
 // Two of one session between two looks count as one, which hardly happens where there is next to nothing to do.
-func (w *world) watchIdle(ctx context.Context, window time.Duration) (perSecond, core float64, err error) {
+func (w *world) watchIdle(ctx context.Context, window time.Duration) (rest, error) {
 	begun := map[uint32]time.Time{}
 	var asked int
 	look := func() error {
@@ -156,22 +165,34 @@ func (w *world) watchIdle(ctx context.Context, window time.Duration) (perSecond,
 		}
 		return nil
 	}
+	first, err := w.read(ctx)
+	if err != nil {
+		return rest{}, err
+	}
 	if err := look(); err != nil {
-		return 0, 0, err
+		return rest{}, err
 	}
 	asked = 0
-	used, from := processTime(w.server().pid()), time.Now()
+	from := time.Now()
 	for time.Since(from) < window {
 		pause(ctx, lookEvery)
 		if ctx.Err() != nil {
-			return 0, 0, context.Cause(ctx)
+			return rest{}, context.Cause(ctx)
 		}
 		if err := look(); err != nil {
-			return 0, 0, err
+			return rest{}, err
 		}
 	}
 	took := time.Since(from).Seconds()
-	return float64(asked) / took, (processTime(w.server().pid()) - used).Seconds() / took, nil
+	last, err := w.read(ctx)
+	if err != nil {
+		return rest{}, err
+	}
+	return rest{
+		statements: float64(asked) / took,
+		core:       (last.ServerCPU - first.ServerCPU).Seconds() / took,
+		postgres:   (last.PostgresCPU - first.PostgresCPU).Seconds() / took,
+	}, nil
 }
 
 // idleStreams are workers that nothing comes for.
@@ -184,7 +205,7 @@ type idleStreams struct {
 }
 
 // watch is watchIdle after a while, as long as the streams live.
-func (s *idleStreams) watch(w *world) (perSecond, core float64, err error) {
+func (s *idleStreams) watch(w *world) (rest, error) {
 	pause(s.ctx, w.idleSettle)
 	return w.watchIdle(s.ctx, w.idleWindow)
 }

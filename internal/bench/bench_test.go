@@ -69,6 +69,7 @@ func tiny(t *testing.T, scenarios ...string) bench.Config {
 // shown is what a scenario's figures must be, even in a run this small.
 type shown struct {
 	positive []string       // keys of numbers above 0
+	numbers  []string       // keys of numbers
 	equal    map[string]any // what no noise can excuse, on any machine
 	rows     []string       // of the table
 }
@@ -115,6 +116,7 @@ var scenarios = map[string]shown{
 	},
 	"B7": {
 		positive: []string{"B7.shared.rss_kib", "B7.own.rss_kib", "B7.shared.streams"},
+		numbers:  []string{"B7.shared.postgres_core", "B7.own.postgres_core"}, // differences
 		rows:     []string{"B7.shared.memory", "B7.own.statements", "B7.own.core"},
 	},
 	"B8": {
@@ -202,6 +204,11 @@ func runHalf(t *testing.T, url string, names []string) {
 		for _, key := range s.positive {
 			if f, ok := figures[key].(float64); !ok || f <= 0 {
 				t.Errorf("%s = %v, want a number above 0", key, figures[key])
+			}
+		}
+		for _, key := range s.numbers {
+			if _, ok := figures[key].(float64); !ok {
+				t.Errorf("%s = %v, want a number", key, figures[key])
 			}
 		}
 		for key, want := range s.equal {

@@ -1,38 +1,82 @@
 package engine
 
 import (
+	"container/heap"
 	"slices"
 	"time"
 )
 
-// beat needs h.mu.
+// beats are the sessions that are sent idle frames, in the order in which they are due: a heap.
+type beats []*session
+
+func (b beats) Len() int           { return len(b) }
+func (b beats) Less(i, j int) bool { return b[i].beatAt.Before(b[j].beatAt) }
+
+func (b beats) Swap(i, j int) {
+	b[i], b[j] = b[j], b[i]
+	b[i].beatPlace, b[j].beatPlace = i+1, j+1
+}
+
+// Push is container/heap's.
+func (b *beats) Push(s any) {
+	*b = append(*b, s.(*session)) //nolint:forcetypeassert // nothing else is pushed
+	(*b)[len(*b)-1].beatPlace = len(*b)
+}
+
+// Pop is container/heap's.
+func (b *beats) Pop() any {
+	s := (*b)[len(*b)-1]
+	s.beatPlace = 0
+	(*b)[len(*b)-1] = nil
+	*b = (*b)[:len(*b)-1]
+	return s
+}
+
+// beatLater needs h.mu: the session's next idle frame is due an interval from now.
+func (h *hub) beatLater(s *session) {
+	s.beatAt = beatTime(s.reg.HeartbeatInterval)
+	if s.beatPlace == 0 {
+		heap.Push(&h.beats, s)
+	} else {
+		heap.Fix(&h.beats, s.beatPlace-1)
+	}
+	h.arm(h.beats[0].beatAt)
+}
+
+// beatNoMore needs h.mu.
+func (h *hub) beatNoMore(s *session) {
+	if s.beatPlace > 0 {
+		heap.Remove(&h.beats, s.beatPlace-1)
+	}
+}
+
+// beat needs h.mu: it sends the idle frames that are due.
 func (h *hub) beat() {
-	for _, s := range h.sessions {
-		if s.beatDue {
-			s.beatDue = false
-			s.beatAt = beatTime(s.reg.HeartbeatInterval)
-			h.arm(s.beatAt)
-			for st := range s.streams {
-				st.push(Frame{Heartbeat: true, InFlight: len(s.leases)})
-			}
-			if n := h.notices(s); s.newest != nil && !slices.EqualFunc(n, s.noticed, sameNotice) {
-				s.noticed = n
-				if len(n) > 0 {
-					s.newest.push(Frame{Notices: n})
-				}
+	now := time.Now()
+	for len(h.beats) > 0 && !h.beats[0].beatAt.After(now) {
+		s := h.beats[0]
+		h.beatLater(s)
+		for st := range s.streams {
+			st.push(Frame{Heartbeat: true, InFlight: len(s.leases)})
+		}
+		if n := h.notices(s); s.newest != nil && !slices.EqualFunc(n, s.noticed, sameNotice) {
+			s.noticed = n
+			if len(n) > 0 {
+				s.newest.push(Frame{Notices: n})
 			}
 		}
 	}
 }
 
-// beatGrain gathers idle frames: each round of them goes through all sessions.
+// beatGrain gathers idle frames, so that one waking of the server, and one write to a connection, is for many. Much more at once
+// would want memory for all of them.
 const beatGrain = 250 * time.Millisecond
 
-// beatTime is when the next idle frame of a stream is due, at the latest after interval.
+// beatTime is when the next idle frame of a stream is due: an interval from now at the latest, and up to a grain earlier.
 func beatTime(interval time.Duration) time.Time {
 	t := time.Now().Add(interval)
 	if interval > 4*beatGrain {
-		t = t.Truncate(beatGrain)
+		t = t.Add(-time.Duration(t.UnixNano() % int64(beatGrain)))
 	}
 	return t
 }

@@ -72,8 +72,11 @@ type Engine struct {
 	unsettled chan struct{}
 	clock     clock
 	pulse     atomic.Pointer[pulse]
-	keeping   atomic.Bool // a round of keepBusy is under way
-	stats     counters
+	look      int64       // the number of the last look at sessions; the sweep's alone
+	closing   atomic.Bool // closeStrays is under way
+	// doubtUntil is when strays are looked for no longer, in ns since 1970.
+	doubtUntil atomic.Int64
+	stats      counters
 }
 
 // New makes an engine; Run starts what works in the background. Verbs work without Run, except that nothing is swept.

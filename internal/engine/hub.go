@@ -33,6 +33,7 @@ type hub struct {
 	lookedAt time.Time
 
 	sessions map[int32]*session
+	beats    beats
 	lanes    map[int32]*lane
 	handlers map[string]*handler
 	gates    map[int32]*gate // by circuit
@@ -264,14 +265,8 @@ func (h *hub) tick() {
 		}
 	}
 	h.endPauses(now, sooner)
-	for _, s := range h.sessions {
-		if len(s.streams) > 0 {
-			if s.beatAt.After(now) {
-				sooner(s.beatAt)
-			} else {
-				s.beatDue = true
-			}
-		}
+	if len(h.beats) > 0 && h.beats[0].beatAt.After(now) {
+		sooner(h.beats[0].beatAt) // what is due a flush loop sends, see next
 	}
 	if !next.IsZero() {
 		h.arm(next)

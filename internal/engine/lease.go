@@ -123,6 +123,7 @@ func (e *Engine) Drain(ctx context.Context, namespace, workerID, instanceID stri
 		return nil, err // nothing was ever granted to it
 	}
 	e.hub(namespaceID).drainSession(sessionID)
+	e.notifier.drained(sessionID)
 	// The leases may end through any server, so the database is asked; less often the longer it takes.
 	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
 		left, err := e.sessionLeases(ctx, namespaceID, sessionID)

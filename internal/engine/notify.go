@@ -42,6 +42,7 @@ type wire struct {
 	Revoked [][2]string `json:"r,omitempty"` // lease token, reason
 	Tasks   []int64     `json:"t,omitempty"`
 	Moved   [][2]int32  `json:"m,omitempty"` // sessions that the sender has now, and since which epoch
+	Drained []int32     `json:"d,omitempty"` // sessions
 	Hello   bool        `json:"h,omitempty"` // the sender listens from now on
 	// Circuits that changed, or have room.
 	Circuits []int32 `json:"g,omitempty"`
@@ -109,6 +110,20 @@ func (n *notifier) moved(sessionID, epoch int32) {
 	}
 }
 
+// drained tells the other servers that a session was drained.
+func (n *notifier) drained(sessionID int32) {
+	if !n.hears() || n.peers.Load() == 0 {
+		return
+	}
+	n.mu.Lock()
+	n.pending.Drained = append(n.pending.Drained, sessionID)
+	n.mu.Unlock()
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
 // paused tells the other servers that a namespace's pauses have come to a revision.
 func (n *notifier) paused(namespaceID, revision int32) {
 	if !n.hears() || n.peers.Load() == 0 {
@@ -169,7 +184,7 @@ func (w wire) split() []string {
 		return []string{string(b)}
 	}
 	half := func(n int) int { return (n + 1) / 2 }
-	if len(w.Wakes)+len(w.Freed)+len(w.Revoked)+len(w.Tasks)+len(w.Moved)+len(w.Circuits)+len(w.Paused) <= 7 {
+	if len(w.Wakes)+len(w.Freed)+len(w.Revoked)+len(w.Tasks)+len(w.Moved)+len(w.Drained)+len(w.Circuits)+len(w.Paused) <= 8 {
 		return nil // cannot be: no entry is that long
 	}
 	a, c := w, w
@@ -177,6 +192,7 @@ func (w wire) split() []string {
 	a.Freed, c.Freed = w.Freed[:half(len(w.Freed))], w.Freed[half(len(w.Freed)):]
 	a.Revoked, c.Revoked = w.Revoked[:half(len(w.Revoked))], w.Revoked[half(len(w.Revoked)):]
 	a.Moved, c.Moved = w.Moved[:half(len(w.Moved))], w.Moved[half(len(w.Moved)):]
+	a.Drained, c.Drained = w.Drained[:half(len(w.Drained))], w.Drained[half(len(w.Drained)):]
 	a.Tasks, c.Tasks = w.Tasks[:half(len(w.Tasks))], w.Tasks[half(len(w.Tasks)):]
 	a.Circuits, c.Circuits = w.Circuits[:half(len(w.Circuits))], w.Circuits[half(len(w.Circuits)):]
 	a.Paused, c.Paused = w.Paused[:half(len(w.Paused))], w.Paused[half(len(w.Paused)):]
@@ -315,6 +331,9 @@ func (e *Engine) hear(payload string) (arrived bool) {
 	for _, h := range e.everyHub() {
 		for _, m := range w.Moved {
 			h.movedAway(m[0], m[1])
+		}
+		for _, id := range w.Drained {
+			h.drainSession(id)
 		}
 	}
 	for _, p := range w.Paused {

@@ -54,9 +54,12 @@ type session struct {
 	drained   bool
 	gone      bool      // another server has it: nothing is granted here
 	beatAt    time.Time // when the next idle frame is due
-	beatDue   bool
+	beatPlace int       // where it stands among those of the hub that are sent idle frames; 0: nowhere
 	noticed   []Notice  // the last ones sent
 	quietAt   time.Time // since when it has neither stream nor poll
+	// The number of the last look at it, and the epoch that it stood in then. Both are the sweep's alone.
+	look      int64
+	lookEpoch int32
 }
 
 // room is how many more leases of a handler the session may be granted now.
@@ -136,6 +139,8 @@ type Opened struct {
 // openSession makes this server the one that grants to the session and reads what it holds. A poll of a session that is
 // here already and unchanged needs no database.
 func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool) (h *hub, s *session, o Opened, err error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
 	r.fillIn()
 	if r.Namespace == "" {
 		r.Namespace = DefaultNamespace
@@ -163,6 +168,7 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 	if err := h.readPauses(ctx, func(p *pauses) bool { return !p.known }); err != nil {
 		return nil, nil, o, err
 	}
+	defer func() { e.mayHaveOpened(err) }()
 	id, epoch, at, err := e.store.OpenSession(ctx, namespaceID, e.conf.ReplicaID, r.Session)
 	if err != nil {
 		return nil, nil, o, err
@@ -361,10 +367,12 @@ func (h *hub) leave(s *session) {
 	if gone {
 		return
 	}
-	// Under the engine's life: the worker's own call is over. A crash before this is met by SessionLiveFor.
+	// Under the engine's life: the worker's own call is over. A crash before this is met by SessionLiveFor, and a failure by
+	// closeStrays.
 	ctx, cancel := context.WithTimeout(h.e.background, 5*time.Second)
 	defer cancel()
 	if err := h.e.store.CloseSession(ctx, s.id, epoch); err != nil {
 		h.e.log.WarnContext(ctx, "closing a session failed", "session_id", s.id, "error", err)
+		h.e.doubt()
 	}
 }

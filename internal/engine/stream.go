@@ -82,8 +82,7 @@ func (e *Engine) Open(ctx context.Context, r Registration) (*Stream, error) {
 	s.endStreams()
 	s.streams[st], s.newest = true, st
 	s.noticed = nil
-	s.beatAt = beatTime(r.HeartbeatInterval)
-	h.arm(s.beatAt)
+	h.beatLater(s)
 	h.work.Broadcast()
 	if len(st.frames) > 0 {
 		st.signal()
@@ -134,6 +133,9 @@ func (st *Stream) Close() {
 		return
 	}
 	delete(s.streams, st)
+	if len(s.streams) == 0 {
+		h.beatNoMore(s)
+	}
 	h.streams--
 	if s.newest == st {
 		s.newest = nil

@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/taskerhq/tasker/internal/store"
@@ -15,8 +14,6 @@ const (
 	// has nothing to do asks the database less than once a second, whatever it holds.
 	sweepEvery     = 1060 * time.Millisecond
 	sweepEveryDeaf = 500 * time.Millisecond // while no wakes of other servers are heard
-	keepEvery      = 5 * time.Second
-	keepEveryDeaf  = time.Second
 	sweepBatch     = 500
 )
 
@@ -40,9 +37,8 @@ func jittered(d time.Duration) time.Duration {
 
 // sweepLoop does what time alone brings about: it ends expired leases and enforces deadlines. It sleeps until the next lease
 // ends, or sweepEvery: no lease is shorter than that. As often it looks into the lanes that somebody here subscribes to,
-// whatever wakes were missed, and asks whether tasks wait to be settled that a crash kept from it. Now and then it also says
-// that this server's sessions are alive, in the same statement: an idle server has no other. Those for which a claim is under
-// way have statements of their own, see keepBusy.
+// whatever wakes were missed, and asks whether tasks wait to be settled that a crash kept from it. Now and then it also says that
+// this server is alive and looks what became of some of its sessions, in the same statement: an idle server has no other.
 func (e *Engine) sweepLoop(ctx context.Context) error {
 	var probeAt, wholeAt, leasesAt, keepAt time.Time
 	var lastTook time.Duration
@@ -54,7 +50,8 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 		// Leases may end much oftener than lanes need to be looked into.
 		probing := !time.Now().Before(probeAt)
 		var looks map[int32]store.Look
-		var present sessions
+		var keeping bool
+		var some sessions
 		began := time.Now()
 		whole := probing && !began.Before(wholeAt)
 		leases := !began.Before(leasesAt)
@@ -62,14 +59,13 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 			looks = e.looks(whole)
 			probeAt = began.Add(rest * 8 / 10)
 			// Sessions do not wait for a look at leases that takes long.
-			if !began.Before(keepAt) && (!leases || lastTook <= slowLook) {
-				var busy []sessions
-				present, busy = e.presentSessions()
-				e.keepBusy(ctx, busy)
+			if keeping = !began.Before(keepAt) && (!leases || lastTook <= slowLook); keeping {
+				some = e.someSessions()
+				e.closeStrays(ctx)
 				keepAt = began.Add(keepRest)
 			}
 		}
-		t, err := e.tick(ctx, looks, present, leases, whole)
+		t, err := e.tick(ctx, looks, some, keeping, leases, whole)
 		switch took := time.Since(began); {
 		case whole:
 			wholeAt = began.Add(max(wholeLookEvery, wholeLookShare*took))
@@ -84,7 +80,7 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 			// Whatever keeps the lanes from being looked into, or the sessions, must not keep leases from ending.
 			e.sweepFailed(ctx, "looking into lanes", err)
 			keepAt = time.Time{}
-			t, err = e.tick(ctx, nil, sessions{}, leases, false)
+			t, err = e.tick(ctx, nil, sessions{}, keeping, leases, false)
 		}
 		if err != nil {
 			e.sweepFailed(ctx, "looking for what is due", err)
@@ -97,7 +93,7 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 		for id, revision := range t.Pauses {
 			e.heedPaused(ctx, id, revision)
 		}
-		e.heedKept(ctx, present, t.Kept)
+		e.heedKept(ctx, some, t.Kept)
 		if t.Parked && probing {
 			select {
 			case e.unsettled <- struct{}{}:
@@ -134,14 +130,19 @@ const (
 	leaseLookShare = 10
 )
 
-func (e *Engine) tick(ctx context.Context, looks map[int32]store.Look, present sessions, leases, whole bool) (store.Tick, error) {
+// tick says that this server is alive if it is to.
+func (e *Engine) tick(ctx context.Context, looks map[int32]store.Look, some sessions, alive, leases, whole bool) (store.Tick, error) {
 	timeout := flushTimeout
 	if whole {
 		timeout = wholeTimeout
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	t, err := e.store.Tick(ctx, looks, present.ids, present.epochs, leases)
+	ask := store.Ask{Looks: looks, SessionIDs: some.ids, Epochs: some.epochs, Leases: leases}
+	if alive {
+		ask.Alive = &e.conf.ReplicaID
+	}
+	t, err := e.store.Tick(ctx, ask)
 	if err == nil {
 		e.pulse.Store(&pulse{database: t.At, local: time.Now()})
 	}
@@ -237,165 +238,6 @@ func (h *hub) subscribed() []string {
 		}
 	}
 	return names
-}
-
-// sessions are some of this server's, with the epoch that each stood in and the hub that has it.
-type sessions struct {
-	ids, epochs []int32
-	hubs        []*hub
-}
-
-// presentSessions lists the sessions that are used, those of hubs that are claiming apart, and takes leave of those that no poll
-// has used for SessionLiveFor.
-func (e *Engine) presentSessions() (calm sessions, busy []sessions) {
-	for _, h := range e.everyHub() {
-		ids, epochs, quiet := h.presentSessions()
-		for _, s := range quiet {
-			e.workers.Go(func() { h.leave(s) }) // leases end meanwhile
-		}
-		hubs := slices.Repeat([]*hub{h}, len(ids))
-		switch {
-		case len(ids) == 0:
-		case h.claims():
-			busy = append(busy, sessions{ids, epochs, hubs})
-		default:
-			calm.ids, calm.epochs, calm.hubs = append(calm.ids, ids...), append(calm.epochs, epochs...), append(calm.hubs, hubs...)
-		}
-	}
-	return calm, busy
-}
-
-// keepBusy says that the sessions of claiming hubs are alive, of one hub after another, beside the sweep. A claim holds its
-// sessions' rows until it has committed, so such a statement waits for it, and whatever else the statement has locked by then
-// waits along: the claims of other tenants must not, nor the end of leases. If the last round is still under way, it will do.
-func (e *Engine) keepBusy(ctx context.Context, busy []sessions) {
-	if len(busy) == 0 || !e.keeping.CompareAndSwap(false, true) {
-		return
-	}
-	e.workers.Go(func() {
-		defer e.keeping.Store(false)
-		for _, some := range busy {
-			t, err := e.tick(ctx, nil, some, false, false)
-			if err != nil {
-				e.sweepFailed(ctx, "saying that sessions are alive", err)
-				return
-			}
-			e.heedKept(ctx, some, t.Kept)
-		}
-	})
-}
-
-// claims tells whether a claim is under way.
-func (h *hub) claims() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for f := range h.running {
-		if f.claim != nil {
-			return true
-		}
-	}
-	return false
-}
-
-// heedKept heeds what became of sessions: it finds those that moved, and frees capacity whose reports landed on other servers and were not heard of.
-func (e *Engine) heedKept(ctx context.Context, asked sessions, kept []store.Kept) {
-	byHub := map[*hub]map[int32]int32{}
-	for i, h := range asked.hubs {
-		if byHub[h] == nil {
-			byHub[h] = map[int32]int32{}
-		}
-		byHub[h][asked.ids[i]] = asked.epochs[i]
-	}
-	for h, epochs := range byHub {
-		full := h.heedKept(kept, epochs)
-		if len(full) == 0 {
-			continue
-		}
-		// What memory holds now and the database does not was concluded elsewhere.
-		before := h.leasesOf(full)
-		within, cancel := context.WithTimeout(ctx, flushTimeout)
-		stands, err := e.store.LeaseTokens(within, full)
-		cancel()
-		if err != nil {
-			e.sweepFailed(ctx, "reading the leases of full sessions", err)
-			continue
-		}
-		h.reconcile(before, stands)
-	}
-}
-
-// presentSessions lists the sessions that are used, and those that no poll has used for SessionLiveFor.
-func (h *hub) presentSessions() (ids, epochs []int32, quiet []*session) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for id, s := range h.sessions {
-		if len(s.streams) == 0 && len(s.polls) == 0 && s.opening == 0 && time.Since(s.quietAt) > store.SessionLiveFor {
-			quiet = append(quiet, s)
-			continue
-		}
-		ids, epochs = append(ids, id), append(epochs, s.epoch)
-	}
-	return ids, epochs, quiet
-}
-
-// heedKept acts on what became of sessions that stood in the epochs asked about, and lists those that look full. A session
-// that was opened here anew meanwhile is in a later epoch.
-func (h *hub) heedKept(kept []store.Kept, asked map[int32]int32) (full []int32) {
-	var moved []int32
-	defer func() {
-		for _, id := range moved {
-			h.movedAway(id, asked[id]+1)
-		}
-	}()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, k := range kept {
-		s := h.sessions[k.SessionID]
-		if epoch, ours := asked[k.SessionID]; s == nil || !ours || s.epoch != epoch {
-			continue
-		}
-		s.drained = k.Drained
-		switch {
-		case k.Superseded:
-			s.gone = true
-			for st := range s.streams {
-				st.end(task.Refuse(task.SessionTakenOver, "a later instance has this worker_id").With("worker_id", s.reg.WorkerID))
-			}
-		case !k.Kept:
-			// Another server has it: the worker opened a newer stream there.
-			moved = append(moved, s.id)
-		case len(s.leases) >= s.reg.MaxInFlight || len(s.reg.HandlerLimits) > 0:
-			full = append(full, s.id)
-		}
-	}
-	return full
-}
-
-func (h *hub) leasesOf(ids []int32) map[int32][][16]byte {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	held := make(map[int32][][16]byte, len(ids))
-	for _, id := range ids {
-		if s := h.sessions[id]; s != nil {
-			for nonce := range s.leases {
-				held[id] = append(held[id], nonce)
-			}
-		}
-	}
-	return held
-}
-
-func (h *hub) reconcile(before map[int32][][16]byte, stands map[[16]byte]bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for id, nonces := range before {
-		for _, nonce := range nonces {
-			if s := h.sessions[id]; s != nil && !stands[nonce] {
-				s.forget(nonce)
-			}
-		}
-	}
-	h.work.Broadcast()
 }
 
 // settleLoop records the end of tasks that can run no further, after the commit of the failure that may have been the

@@ -184,14 +184,14 @@ func (x *crossing) operate(s *store.Store) {
 	x.settle(s, change)
 }
 
-// meet says that sessions are alive, in any order, and takes one of them over.
+// meet says that a server is alive, looks at sessions, and takes one of them over.
 func (x *crossing) meet(s *store.Store) {
 	x.batches.Add(1)
 	var ids, epochs []int32
 	for _, f := range shuffled(x.sessions) {
 		ids, epochs = append(ids, f.SessionID), append(epochs, f.Epoch)
 	}
-	_, err := s.Tick(x.Context(), nil, ids, epochs, true)
+	_, err := s.Tick(x.Context(), store.Ask{SessionIDs: ids, Epochs: epochs, Leases: true, Alive: &[16]byte{2}})
 	x.refusal(err)
 	switch rand.IntN(50) {
 	case 1, 2:
@@ -214,7 +214,7 @@ func (x *crossing) sweep(s *store.Store) {
 	x.batches.Add(1)
 	switch rand.IntN(3) {
 	case 0:
-		_, err := s.Tick(x.Context(), map[int32]store.Look{x.ns: {Handlers: []string{"work"}}}, nil, nil, true)
+		_, err := s.Tick(x.Context(), store.Ask{Looks: map[int32]store.Look{x.ns: {Handlers: []string{"work"}}}, Leases: true})
 		x.refusal(err)
 		unsettled, err := s.Unsettled(x.Context())
 		x.refusal(err)

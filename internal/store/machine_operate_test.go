@@ -266,7 +266,7 @@ func (x *machine) settle(t *rapid.T) {
 // tick looks for what time has brought about, and for ends that nobody noted.
 func (x *machine) tick(t *rapid.T) {
 	ctx := x.act(t)
-	tick, err := x.s.Tick(ctx, nil, nil, nil, true)
+	tick, err := x.s.Tick(ctx, store.Ask{Leases: true})
 	x.ok(err)
 	found, err := x.s.Unsettled(ctx)
 	x.ok(err)

@@ -24,7 +24,7 @@ var hotArgs = map[string]string{
 	"give_back":    `null, '{}', '{}', '{}', '{}', 1`,
 	"heartbeat":    `null, '{}', '{}', 1`,
 	"probe_lanes":  `1, '{h}', '{1}', '{5}'`,
-	"tick":         `null, '{1}', '{h}', '{1}', '{1}', true, '{1}', '{5}'`,
+	"tick":         `null, '{1}', '{h}', '{1}', '{1}', true, '{1}', '{5}', gen_random_uuid()`,
 
 	"lock_circuits":    `'{1}', '{true}'`,
 	"advance_circuits": `null, '{1}'`,
@@ -34,7 +34,7 @@ var hotArgs = map[string]string{
 }
 
 // leaf rows of a plan that read a big table whole. The lease table is small, and is read whole on purpose by the sweep.
-var wholeRead = regexp.MustCompile(`Seq Scan on (ready|backoff|parked|lease|task|step|step_end|step_failure|task_end|join_wait|checkpoint|circuit|circuit_worker|worker_session)\S*`)
+var wholeRead = regexp.MustCompile(`Seq Scan on (ready|backoff|parked|lease|task|step|step_end|step_failure|task_end|join_wait|checkpoint|circuit|circuit_worker|worker_session|replica)\S*`)
 
 // TestHotStatementsHaveOnePlanWhateverTheTablesHold guards against the plan flip: a generic plan that was made on an empty
 // table, kept for the life of a connection, and is wrong once the table is full.
@@ -92,7 +92,8 @@ func TestHotStatementsHaveOnePlanWhateverTheTablesHold(t *testing.T) {
 			select n::bigint << 14, 1, 1, 1, gen_random_uuid(), 0, 0, 1, 1, 1, 0, 0, 0, 0, false, now(), now(), now(), '30 s'
 			from generate_series(1, 10000) n;
 		insert into worker_session (namespace_id, worker_id, instance_id, replica_id, max_in_flight, handlers, labels, opened_at, seen_at)
-			select 1, 'w' || n, '1', gen_random_uuid(), 1, '{h}', '{}', now(), now() from generate_series(1, 10000) n`)
+			select 1, 'w' || n, '1', gen_random_uuid(), 1, '{h}', '{}', now(), now() from generate_series(1, 10000) n;
+		insert into replica select gen_random_uuid(), now(), now() from generate_series(1, 1000)`)
 	exec(`vacuum analyze`)
 	full := plans()
 	for name := range hotArgs {

@@ -133,9 +133,11 @@ func (s *Store) Retain(ctx context.Context, r Retention) (done Retained, err err
 		}
 		done.SessionsForgotten += forgotten
 		if forgotten < rowBatch {
-			return done, nil
+			break
 		}
 	}
+	_, err = s.Cold.Exec(ctx, sqlText("drop_replicas"), ended)
+	return done, err
 }
 
 // partition is a row of task_partitions.sql.

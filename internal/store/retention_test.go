@@ -175,6 +175,27 @@ func TestWorkerSessionsAreKeptAsLongAsWhatNamesThem(t *testing.T) {
 	equal(w, "record of it", value[int](w, "select count(*) from history where kind = 'retention' and reason = 'worker_session'"), 1)
 }
 
+// A session that is open lives as long as its server, however long ago it was opened.
+func TestOpenSessionsOfALiveServerAreKept(t *testing.T) {
+	w := newWorld(t)
+	w.alive(1) // its server
+	w.alive(2) // which has no sessions
+	day := store.Retention{Tasks: 24 * time.Hour, History: 24 * time.Hour}
+	count := func(table string) int { return value[int](w, "select count(*) from "+table) }
+	for range 3 {
+		w.pass(3 * 24 * time.Hour)
+		w.alive(1)
+		equal(w, "forgotten of a live server", w.retain(day).SessionsForgotten, 0)
+		equal(w, "servers that are seen, or named", count("replica"), 1)
+	}
+	w.pass(day.Tasks - time.Second)
+	equal(w, "forgotten too soon", w.retain(day).SessionsForgotten, 0)
+	w.pass(2 * time.Second)
+	equal(w, "forgotten", w.retain(day).SessionsForgotten, 1)
+	equal(w, "sessions", count("worker_session"), 0)
+	equal(w, "servers", count("replica"), 0)
+}
+
 func TestNumbersMoveOnWithoutHandingOneOutTwice(t *testing.T) {
 	w := newWorld(t)
 	seen := map[task.ID]bool{}

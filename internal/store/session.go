@@ -21,8 +21,8 @@ type Session struct {
 	ClientInfo  string
 }
 
-// SessionLiveFor is how long a session that nobody closed keeps its worker_id, counted from when its server last said
-// that it is alive. It bounds how long a worker waits to come back under a new instance_id after its server was killed.
+// SessionLiveFor is how long a session that nobody closed keeps its worker_id, counted from when it was opened or its server last
+// said that it is alive. It bounds how long a worker waits to come back under a new instance_id after its server was killed.
 const SessionLiveFor = 15 * time.Second
 
 // OpenSession makes the server replicaID the one that grants to a session. WORKER_ID_IN_USE when another instance of the
@@ -90,6 +90,18 @@ func (s *Store) LeaseTokens(ctx context.Context, sessionIDs []int32) (map[[16]by
 		return nil
 	})
 	return tokens, err
+}
+
+// OpenedSession is a session that is open, and its epoch.
+type OpenedSession struct{ NamespaceID, SessionID, Epoch int32 }
+
+// SessionsOf reads which sessions a server has by the database, of those that were opened before SessionLiveFor.
+func (s *Store) SessionsOf(ctx context.Context, replicaID [16]byte) ([]OpenedSession, error) {
+	rows, err := s.Cold.Query(ctx, sqlText("open_sessions_of"), replicaID, SessionLiveFor, s.at())
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[OpenedSession])
 }
 
 // CloseSession ends a session, unless another server has it by now.

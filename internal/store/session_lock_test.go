@@ -65,7 +65,7 @@ func TestAMoveWaitsForTheClaimsUnderWay(t *testing.T) {
 }
 
 // A claim that waits for a move is granted nothing for its session, whatever the claim's snapshot shows: neither where it waits
-// for the very row, nor where the row was seen alive and moved while it waited for another one.
+// for the very row, nor where the row was changed and moved while it waited for another one.
 func TestAClaimFindsNoSessionThatMoved(t *testing.T) {
 	for _, m := range movers {
 		t.Run(m.name, func(t *testing.T) {
@@ -93,7 +93,7 @@ func TestAClaimFindsNoSessionThatMoved(t *testing.T) {
 				return got
 			}
 
-			// The row of the session that stays is held by somebody; meanwhile the other one is seen alive, and moves.
+			// The row of the session that stays is held by somebody; meanwhile the other one changes, and moves.
 			exec("begin")
 			exec("select from worker_session where session_id = $1 for update", stays.SessionID)
 			got := claim(stays, moves)

@@ -20,10 +20,17 @@ type Tick struct {
 	Pauses    map[int32]int32 // the number of a namespace's pauses, of those looked into
 }
 
-// Tick looks once at what time brings about, and into lanes, by namespace, and says that sessions are alive, which stand in
-// epochs: one statement, whatever is asked. It fails where nothing can be written. When the next lease ends is told if leases is
-// true: all of them are read for it.
-func (s *Store) Tick(ctx context.Context, looks map[int32]Look, sessionIDs, epochs []int32, leases bool) (t Tick, err error) {
+// Ask is what a Tick is to find out, and to say.
+type Ask struct {
+	Looks              map[int32]Look // into lanes, by namespace
+	SessionIDs, Epochs []int32        // sessions, and the epoch that each is taken to stand in
+	Leases             bool           // whether to tell when the next lease ends: all of them are read for it
+	Alive              *[16]byte      // the server that says it is alive, and its sessions with it; nil: it is not said
+}
+
+// Tick looks once at what time brings about, and at what else is asked: one statement, whatever that is. It fails where nothing
+// can be written.
+func (s *Store) Tick(ctx context.Context, ask Ask) (t Tick, err error) {
 	var (
 		namespaceIDs, lanes                             []int32
 		after                                           []int64
@@ -39,19 +46,19 @@ func (s *Store) Tick(ctx context.Context, looks map[int32]Look, sessionIDs, epoc
 		kept, drained, superseded                       []bool
 		pausedIDs, pauses                               []int32
 	)
-	for namespaceID, look := range looks {
+	for namespaceID, look := range ask.Looks {
 		for _, name := range look.Handlers {
 			namespaceIDs, names = append(namespaceIDs, namespaceID), append(names, name)
 		}
 		lanes, after = append(lanes, look.Lanes...), append(after, look.After...)
 	}
-	if err := s.Hot.QueryRow(ctx, sqlText("tick"), s.at(), namespaceIDs, names, sessionIDs, epochs, leases, lanes, after).Scan(
+	if err := s.Hot.QueryRow(ctx, sqlText("tick"), s.at(), namespaceIDs, names, ask.SessionIDs, ask.Epochs, ask.Leases, lanes, after, ask.Alive).Scan(
 		&t.ExpiresAt, &t.At, &t.Overdue, &t.Parked, &probedAt, &laneIDs, &laneNamespaces, &laneHandlers, &circuits, &priorities, &circuitIDs,
 		&generations, &seqs, &returned, &dueAt, &horizon.Drawn, &horizon.Oldest, &horizon.Next, &ids, &kept, &drained, &superseded,
 		&pausedIDs, &pauses); err != nil {
 		return Tick{}, err
 	}
-	t.Probed = make(map[int32][]Probed, len(looks))
+	t.Probed = make(map[int32][]Probed, len(ask.Looks))
 	for i, id := range laneIDs {
 		l := Lane{
 			ID: id, NamespaceID: laneNamespaces[i], Handler: laneHandlers[i], Circuit: circuits[i], Priority: int(priorities[i]), CircuitID: circuitIDs[i],

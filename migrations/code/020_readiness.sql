@@ -64,7 +64,8 @@ as $$
       when (
         select w.session_id from worker_session w
         where w.namespace_id = lane.namespace_id and lane.handler = any (w.handlers) and w.closed_at is null and w.drained_at is null
-          and w.seen_at > now() - interval '15 seconds' -- store.SessionLiveFor
+          -- store.SessionLiveFor
+          and greatest(w.seen_at, (select r.seen_at from replica r where r.replica_id = w.replica_id)) > now() - interval '15 seconds'
         limit 1
       ) is null then 'worker'
       else 'capacity'

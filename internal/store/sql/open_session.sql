@@ -1,18 +1,19 @@
 -- Makes this server the one that grants to a worker's session, raising its epoch: the grants of the server that had it
 -- find no session from this commit on (claim.sql). The row is the session's mutex; between instances of one worker, lock_worker.sql is.
--- Answers nothing when another live instance holds the worker_id; one that fell silent is closed.
+-- Answers nothing when another live instance holds the worker_id; one that fell silent, which means that its server did, is closed.
 -- $1 namespace_id int, $2 worker_id text, $3 instance_id text, $4 replica_id uuid, $5 max_in_flight int, $6 handlers text[],
 -- $7 labels text[], $8 build_id text, $9 client_info text, $10 live_for interval, $11 at timestamptz
 with locked as materialized (
   -- all instances, in order, as claims lock them
-  select session_id, instance_id, closed_at, seen_at
+  select session_id, instance_id, replica_id, closed_at, seen_at
   from worker_session
   where namespace_id = $1 and worker_id = $2
   order by session_id
   for no key update
 ),
 other as materialized (
-  select session_id, closed_at is null and seen_at > coalesce($11::timestamptz, now()) - $10::interval as live
+  select session_id, closed_at is null and coalesce($11::timestamptz, now()) - $10::interval
+    < greatest(seen_at, (select replica.seen_at from replica where replica.replica_id = locked.replica_id)) as live
   from locked
   where instance_id <> $3
 ),

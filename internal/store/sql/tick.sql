@@ -1,42 +1,35 @@
 -- All that a server looks for when nothing tells it to, in one statement a second: when the next lease ends (NULL: nothing
 -- runs), whether a deadline has passed, and whether any step is parked, whose task may have come to its end in error without a
--- note (unsettled.sql); what stands in lanes, as probe_lanes.sql tells it; and of sessions that this server has, what became
--- of each. Those that it has still are said to be alive: their rows are locked in order, as claims do. And of the namespaces whose
--- lanes are looked into, the number of their pauses: another one than the server knows has it read them (read_pauses.sql).
+-- note (unsettled.sql); what stands in lanes, as probe_lanes.sql tells it; and of some sessions that this server has, what became
+-- of each. They are read only: claims hold their rows, and this waits for none. Every few seconds the server says in its own row that
+-- it is alive, and with it all its sessions. And of the namespaces whose lanes are looked into, the number of their pauses: another
+-- one than the server knows has it read them (read_pauses.sql).
 --
 -- $1 at timestamptz; lanes to look into: $2 namespace_id int[], $3 handler text[]; sessions: $4 session_id int[], $5 epoch int[];
 -- $6 leases boolean: whether to read them, dead ones that an old snapshot keeps and all; $7 lane_id int[], $8 after_seq bigint[]:
--- rows of these lanes up to it are passed by (probe_lanes.sql)
-with locked as materialized (
-  select mine.session_id, own.session_id is not null as kept
-  from (select session_id, epoch from unnest($4::int[], $5::int[]) as given (session_id, epoch) order by session_id) as mine
-  left join lateral (
-    select w.session_id
-    from worker_session w
-    where w.session_id = mine.session_id and w.epoch = mine.epoch and w.closed_at is null
-    limit 1                                    -- one possible plan: a look-up per session
-    for no key update
-  ) own on true
-),
-alive as (
-  update worker_session set seen_at = coalesce($1, now())
-  where session_id = any (array(select session_id from locked where kept))
+-- rows of these lanes up to it are passed by (probe_lanes.sql); $9 replica_id uuid: the server that says it is alive, NULL: not now
+with alive as (
+  insert into replica (replica_id, started_at, seen_at)
+  select $9::uuid, coalesce($1::timestamptz, now()), coalesce($1::timestamptz, now())
+  where $9::uuid is not null
+  on conflict (replica_id) do update set seen_at = excluded.seen_at
 ),
 -- One row each, with an array a column: lanes and sessions have nothing to do with one another.
 session as (
-  select array_agg(w.session_id) as id, array_agg(locked.kept) as kept, array_agg(w.drained) as drained, array_agg(w.superseded) as superseded
-  from locked
-  cross join lateral (
-    select w.session_id, w.drained_at is not null as drained,
+  select array_agg(mine.session_id) as id, array_agg(coalesce(w.epoch = mine.epoch and w.open, false)) as kept,
+    array_agg(coalesce(w.drained, false)) as drained, array_agg(coalesce(w.superseded, false)) as superseded
+  from unnest($4::int[], $5::int[]) as mine (session_id, epoch)
+  left join lateral (
+    select w.epoch, w.closed_at is null as open, w.drained_at is not null as drained,
       exists (
         select from worker_session other
         where other.namespace_id = w.namespace_id and other.worker_id = w.worker_id and other.session_id <> w.session_id
           and other.opened_at > w.opened_at and other.closed_at is null
       ) as superseded
     from worker_session w
-    where w.session_id = locked.session_id
-    limit 1
-  ) w
+    where w.session_id = mine.session_id
+    limit 1                                    -- one possible plan: a look-up per session
+  ) w on true
 ),
 probed as (
   select array_agg(l.lane_id) as lane_id, array_agg(l.namespace_id) as namespace_id, array_agg(l.handler) as handler,

@@ -1,0 +1,4 @@
+package engine
+
+// SessionsALook is how many sessions a look takes.
+const SessionsALook = sessionsALook
