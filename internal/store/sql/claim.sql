@@ -108,11 +108,9 @@ granted as materialized (
 ),
 taken_ready as (
   delete from ready where ctid = any (array(select tid from granted where seq is not null))
-  returning 1
 ),
 taken_backoff as (
   delete from backoff where ctid = any (array(select tid from granted where seq is null))
-  returning 1
 ),
 leased as (
   insert into lease (task_id, step_no, lane_id, session_id, token, attempts, failures, dispatches, epoch, event_no, lost_leases,
