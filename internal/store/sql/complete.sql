@@ -8,17 +8,20 @@
 -- An arrival at a join is a row RETURNED by the delete, never one of the input: a token that comes twice arrives once. Counters are
 -- bumped in one order, root stripes after all others; the arrival that closes one sees it, since concurrent arrivals queue on the
 -- counter's row.
--- $1 at timestamptz (null: the clock), $2 task_id bigint[], $3 step_no int[], $4 token uuid[], $5 digest bytea[],
--- $6 results text[], $7 namespace_id int
+-- $1 at timestamptz (null: the clock), $2 task_id bigint[], $3 $4 step_no int, $5 token uuid[], $6 $7 digest bytea,
+-- $8 $9 results text, $10 namespace_id int
+-- Where two numbers stand beside a column, the first is the value of all rows, and the second an array of theirs: one is null.
 with gone as (
   -- One possible plan, a look-up per token: `= any` is no join clause that a scan of the whole index could be merged by, and
   -- without one lease could only come first by being read whole, which is forbidden.
   delete from lease
-  using unnest($2::bigint[], $3::int[], $4::uuid[], $5::bytea[], $6::text[]) as report (task_id, step_no, token, digest, results)
-  where lease.task_id = any (array[report.task_id]) and lease.step_no = report.step_no and lease.token = report.token
+  using unnest($2::bigint[], $4::int[], $5::uuid[], $7::bytea[], $9::text[]) as report (task_id, step_no, token, digest, results)
+  where lease.task_id = any (array[report.task_id]) and lease.step_no = coalesce($3::int, report.step_no)
+    and lease.token = report.token
   returning lease.task_id, lease.step_no, lease.event_no, lease.dispatches, lease.epoch, lease.session_id, lease.attempts,
     lease.failures, lease.lost_leases, coalesce($1, clock_timestamp()) as ended_at, lease.token,
-    coalesce(lease.confirmed_at, lease.granted_at) as started_at, report.digest, report.results
+    coalesce(lease.confirmed_at, lease.granted_at) as started_at, coalesce($6::bytea, report.digest) as digest,
+    coalesce($8::text, report.results) as results
 ),
 ended as (
   insert into step_end (task_id, step_no, state, attempts, failures, dispatches, lost_leases, epoch, event_no, session_id,
@@ -96,14 +99,14 @@ woken as (
 recorded as (
   insert into history (recorded_at, namespace_id, kind, outcome, task_ids, step_nos, event_nos, dispatches, epochs,
     session_ids, attempts, failures, lost_leases)
-  select max(ended_at), $7, 'concluded', 'success', array_agg(task_id), array_agg(step_no), array_agg(event_no + 1),
+  select max(ended_at), $10, 'concluded', 'success', array_agg(task_id), array_agg(step_no), array_agg(event_no + 1),
     array_agg(dispatches), array_agg(epoch), array_agg(session_id), array_agg(attempts + 1), array_agg(failures),
     array_agg(lost_leases)
   from gone having count(*) > 0
 ),
 recorded_end as (
   insert into history (recorded_at, namespace_id, kind, task_ids, states)
-  select coalesce($1, clock_timestamp()), $7, 'task_ended', array_agg(task_id), array_agg('complete'::text)
+  select coalesce($1, clock_timestamp()), $10, 'task_ended', array_agg(task_id), array_agg('complete'::text)
   from finished having count(*) > 0
 )
 -- A step that has ended has no `what`, and its retry_limit stands as count.
