@@ -19,7 +19,7 @@ var hotArgs = map[string]string{
 	"lock_leases":  `'{16384}', '{1}', array[gen_random_uuid()]`,
 	"lock_held":    `false, '{16384}', '{1}', array[gen_random_uuid()]`,
 	"lock_expired": `null, '{16384}', '{1}', array[gen_random_uuid()]`,
-	"complete":     `null, '{}', '{}', '{}', '{}', '{}', 1`,
+	"complete":     `null, '{}', null, '{}', '{}', null, '{}', null, '{}', 1`,
 	"fail":         `null, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1, '{}'`,
 	"give_back":    `null, '{}', '{}', '{}', '{}', 1`,
 	"heartbeat":    `null, '{}', '{}', 1`,

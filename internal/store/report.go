@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"math/rand/v2"
@@ -154,7 +155,7 @@ func (s *Store) queueComplete(b *pgx.Batch, namespaceID int32, reports []task.Re
 		case "woken":
 			f.Change.Wake = append(f.Change.Wake, Wake{LaneID: laneID, Seq: seq, Count: count})
 		}
-	}, s.at(), ids, nos, tokens, digests, results, namespaceID)
+	}, slices.Concat([]any{s.at(), ids}, alike(nos), []any{tokens}, alikeBy(digests, bytes.Equal), alike(results), []any{namespaceID})...)
 }
 
 // failure is one failed dispatch as fail.sql takes it.

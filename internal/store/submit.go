@@ -261,7 +261,9 @@ type submitRows struct {
 	maxRetryAfter, lease         []*time.Duration
 	runTimeout, maxElapsed       []*time.Duration
 	nonRetryable, handlerConfig  []*string
-	stepNotBefore                []*time.Time
+	rootTask                     []int64
+	rootNo, rootLane             []int32
+	rootNotBefore                []*time.Time
 }
 
 // queueSubmit stores tasks, with their steps unless these were copied before.
@@ -269,9 +271,8 @@ func (s *Store) queueSubmit(b *pgx.Batch, namespaceID int32, tasks []*NewTask, c
 	var r submitRows
 	for _, t := range tasks {
 		r.addTask(t)
-		if copied {
-			r.addRoots(t)
-		} else {
+		r.addRoots(t)
+		if !copied {
 			r.addSteps(t)
 		}
 	}
@@ -284,11 +285,16 @@ func (s *Store) queueSubmit(b *pgx.Batch, namespaceID int32, tasks []*NewTask, c
 		w.Seq = deref(seq)
 		change.Wake = append(change.Wake, w)
 		return err
-	}, s.at(), namespaceID, r.id, alike(r.name), alikeOrNone(r.templateName), alikeOrNone(r.templateVer), r.context, ifAny(r.labels),
-		alike(r.stepCount), ifAny(r.notBefore), ifAny(r.deadline), ifAny(r.trace), alike(r.createdBy), r.stepTask, alike(r.stepNo),
-		alike(r.lane), alike(r.stepName), alike(r.retryLimit), alike(r.retryable), alike(r.maxLost), ifAny(r.parents), alikeOrNone(r.children), ifAny(r.joins), ifAny(r.joinStripes), ifAny(r.joinNeed),
-		ifAny(r.initial), ifAny(r.multiplier), ifAny(r.maximum), ifAny(r.jitter), ifAny(r.maxRetryAfter), ifAny(r.lease),
-		ifAny(r.runTimeout), ifAny(r.maxElapsed), ifAny(r.nonRetryable), ifAny(r.handlerConfig), ifAny(r.stepNotBefore))
+	}, slices.Concat(
+		[]any{s.at(), namespaceID, r.id}, alike(r.name), alikeOrNone(r.templateName), alikeOrNone(r.templateVer),
+		[]any{r.context, ifAny(r.labels)}, alike(r.stepCount), []any{ifAny(r.notBefore), ifAny(r.deadline), ifAny(r.trace)}, alike(r.createdBy),
+		[]any{r.stepTask}, alike(r.stepNo), alike(r.lane), alike(r.stepName), alike(r.retryLimit), alike(r.retryable), alike(r.maxLost),
+		[]any{ifAny(r.parents)}, alikeOrNone(r.children), []any{
+			ifAny(r.joins), ifAny(r.joinStripes), ifAny(r.joinNeed), ifAny(r.initial), ifAny(r.multiplier), ifAny(r.maximum),
+			ifAny(r.jitter), ifAny(r.maxRetryAfter), ifAny(r.lease), ifAny(r.runTimeout), ifAny(r.maxElapsed),
+			ifAny(r.nonRetryable), ifAny(r.handlerConfig), r.rootTask,
+		}, alike(r.rootNo), alike(r.rootLane), []any{ifAny(r.rootNotBefore)},
+	)...)
 }
 
 // ifAny is an array argument of which most calls use no element: an array of NULLs costs as much as one of values, and none
@@ -302,26 +308,31 @@ func ifAny[T any](column []*T) []*T {
 	return nil
 }
 
-// alike is an array argument of which one element stands for the batch when all are equal: each element that is sent costs
-// about a tenth of a microsecond.
-func alike[T comparable](column []T) []T {
+// alike is the two arguments of a column that may be the same for all rows: the value of all, or the array of theirs. Each
+// element that is sent costs about a tenth of a microsecond.
+func alike[T comparable](column []T) []any {
+	return alikeBy(column, func(a, b T) bool { return a == b })
+}
+
+// alikeBy is alike by a comparison of one's own.
+func alikeBy[T any](column []T, equal func(a, b T) bool) []any {
+	if len(column) == 0 {
+		return []any{nil, nil}
+	}
 	for _, v := range column {
-		if v != column[0] {
-			return column
+		if !equal(v, column[0]) {
+			return []any{nil, column}
 		}
 	}
-	return column[:min(len(column), 1)]
+	return []any{column[0], nil}
 }
 
 // alikeOrNone is alike and ifAny.
-func alikeOrNone(column []*string) []*string {
-	column = ifAny(column)
-	for _, v := range column {
-		if v == nil || column[0] == nil || *v != *column[0] {
-			return column
-		}
+func alikeOrNone(column []*string) []any {
+	if ifAny(column) == nil {
+		return []any{nil, nil}
 	}
-	return column[:min(len(column), 1)]
+	return alikeBy(column, func(a, b *string) bool { return a != nil && b != nil && *a == *b })
 }
 
 func (r *submitRows) addTask(t *NewTask) {
@@ -340,12 +351,12 @@ func (r *submitRows) addSteps(t *NewTask) {
 	}
 }
 
-// addRoots adds the steps that are to be made runnable, and of them no more than that takes.
+// addRoots adds the steps that are to be made runnable.
 func (r *submitRows) addRoots(t *NewTask) {
 	for i, step := range t.Steps {
 		if len(step.Parents) == 0 {
-			r.stepTask, r.stepNo, r.lane = append(r.stepTask, int64(t.ID)), append(r.stepNo, int32(i+1)), append(r.lane, t.Lanes[i])
-			r.stepNotBefore = append(r.stepNotBefore, t.NotBefore)
+			r.rootTask, r.rootNo, r.rootLane = append(r.rootTask, int64(t.ID)), append(r.rootNo, int32(i+1)), append(r.rootLane, t.Lanes[i])
+			r.rootNotBefore = append(r.rootNotBefore, t.NotBefore)
 		}
 	}
 }
@@ -360,7 +371,6 @@ func (r *submitRows) addStep(t *NewTask, i int, s task.StepSpec, e *edgesOut) {
 	r.maxRetryAfter, r.lease = append(r.maxRetryAfter, s.MaxRetryAfter), append(r.lease, s.Lease)
 	r.runTimeout, r.maxElapsed = append(r.runTimeout, s.RunTimeout), append(r.maxElapsed, s.MaxElapsed)
 	r.nonRetryable, r.handlerConfig = append(r.nonRetryable, textArray(s.NonRetryable)), append(r.handlerConfig, orNil(s.HandlerConfig))
-	r.stepNotBefore = append(r.stepNotBefore, t.NotBefore)
 }
 
 // edgesOut is what a step row says of its children.

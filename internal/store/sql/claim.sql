@@ -40,12 +40,12 @@ gate as materialized (
   ) n
 ),
 granted as materialized (
-  -- What is looked for in the rows that are passed by stands first.
+  -- What is looked for in the rows that are passed by stands first, then what the history says. A column costs each row something
+  -- in every part it passes: what can be made up where it is used is not among them.
   select c.tid, c.seq, c.dispatches, s.parents, c.task_id, c.step_no, c.event_no, c.epoch, session.session_id,
-    c.lane_id, want.slot_offset + c.place as slot, ($7::uuid[])[want.slot_offset + c.place] as token, c.attempts, c.failures,
-    c.lost_leases, c.undelivered, c.released, c.skipped, c.started, c.due_at, c.runnable_at, c.first_started_at,
-    session.delivery_timeout, coalesce($1, clock_timestamp()) as granted_at,
-    s.name as step_name, s.retry_limit, s.handler_config, s.run_timeout, s.max_elapsed,
+    coalesce($1, clock_timestamp()) as granted_at, want.lane_id, want.slot_offset + c.place as slot, c.attempts, c.failures,
+    c.lost_leases, c.undelivered, c.released, c.skipped, c.started, c.runnable_at, c.first_started_at,
+    session.delivery_timeout, s.name as step_name, s.retry_limit, s.handler_config, s.run_timeout, s.max_elapsed,
     -- unless set: long enough for the run of a worker that sends no heartbeats, else 30 s
     coalesce(s.lease_duration, case when session.beats then interval '30 seconds'
       else greatest(interval '30 seconds', s.run_timeout + interval '5 seconds') end) as lease_duration,
@@ -69,18 +69,17 @@ granted as materialized (
   cross join lateral (
     select standing.*, row_number() over (order by standing.runnable_at, standing.seq)::int as place
     from (
-      (select * from (select r.ctid as tid, r.lane_id, r.seq, null::timestamptz as due_at, r.runnable_at, r.task_id, r.step_no, r.attempts,
-         r.failures, r.dispatches, r.epoch, r.event_no, r.lost_leases, r.undelivered, r.released, r.skipped, r.started,
-         r.first_started_at
+      -- What is sorted by stands first, or each row would be formed once more to bring it there.
+      (select * from (select r.seq, r.runnable_at, r.ctid as tid, r.task_id, r.step_no, r.attempts, r.failures, r.dispatches,
+         r.epoch, r.event_no, r.lost_leases, r.undelivered, r.released, r.skipped, r.started, r.first_started_at
        from ready r
        where r.lane_id = want.lane_id and r.seq > want.after_seq
        order by r.lane_id, r.seq
        limit want.wanted
        for update skip locked) fresh)
       union all
-      (select * from (select b.ctid, b.lane_id, null::bigint, b.due_at, b.due_at, b.task_id, b.step_no, b.attempts,
-         b.failures, b.dispatches, b.epoch, b.event_no, b.lost_leases, b.undelivered, b.released, b.skipped, b.started,
-         b.first_started_at
+      (select * from (select null::bigint, b.due_at, b.ctid, b.task_id, b.step_no, b.attempts, b.failures, b.dispatches,
+         b.epoch, b.event_no, b.lost_leases, b.undelivered, b.released, b.skipped, b.started, b.first_started_at
        from backoff b
        where b.lane_id = want.lane_id and b.due_at <= coalesce($1, now())
        order by b.lane_id, b.due_at
@@ -108,18 +107,16 @@ granted as materialized (
 ),
 taken_ready as (
   delete from ready where ctid = any (array(select tid from granted where seq is not null))
-  returning 1
 ),
 taken_backoff as (
   delete from backoff where ctid = any (array(select tid from granted where seq is null))
-  returning 1
 ),
 leased as (
   insert into lease (task_id, step_no, lane_id, session_id, token, attempts, failures, dispatches, epoch, event_no, lost_leases,
     undelivered, released, skipped, started, seq, due_at, runnable_at, first_started_at, granted_at, until, lease_duration,
     run_timeout, stop_at, circuit_id, circuit_generation, probe)
-  select task_id, step_no, lane_id, session_id, token, attempts, failures, dispatches + 1, epoch, event_no + 1, lost_leases,
-    undelivered, released, skipped, started, seq, due_at, runnable_at,
+  select task_id, step_no, lane_id, session_id, ($7::uuid[])[slot], attempts, failures, dispatches + 1, epoch, event_no + 1,
+    lost_leases, undelivered, released, skipped, started, seq, case when seq is null then runnable_at end, runnable_at,
     case when max_elapsed is not null then coalesce(first_started_at, granted_at) end,
     granted_at, granted_at + delivery_timeout, lease_duration, run_timeout,
     stop_at, nullif(circuit_id, 0), circuit_generation, probe
@@ -167,7 +164,9 @@ left join lateral (
   select checkpoint.body from checkpoint where checkpoint.task_id = g.task_id and checkpoint.step_no = g.step_no and g.dispatches > 0 limit 1
 ) saved on true
 left join lateral (
-  select step_failure.*
+  -- Named one by one: a plan is set up for each claim, and for each of its columns.
+  select step_failure.dispatch, step_failure.outcome, step_failure.attempt, step_failure.ended_at, step_failure.error_code,
+    step_failure.message, step_failure.error_class, step_failure.http_status, step_failure.stack_trace, step_failure.details
   from step_failure
   where g.failures > 0 and step_failure.task_id = g.task_id and step_failure.step_no = g.step_no
     and step_failure.outcome <> 'lost_lease'
