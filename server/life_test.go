@@ -334,6 +334,9 @@ func TestMetrics(t *testing.T) {
 	s := start(t, pgtest.New(t), func(c *server.Config) { c.MetricsListen = "127.0.0.1:0" })
 	s.submit(t, inline("t", step("s"), step("x")))
 	s.report(t, success(s.worker(t, "w", 1, "s").step().GetLeaseToken(), ""))
+	if _, err := s.steps.PauseHandler(within(t), &pb.PauseHandlerRequest{Handler: "x", Reason: "r"}); err != nil {
+		t.Fatal(err)
+	}
 	_, after, _ := strings.Cut(s.log.String(), `msg="serving metrics" address=`)
 	address, _, _ := strings.Cut(after, "\n")
 	req, err := http.NewRequestWithContext(within(t), http.MethodGet, "http://"+address+"/metrics", nil)
@@ -354,6 +357,7 @@ func TestMetrics(t *testing.T) {
 		`tasker_lane_ready_steps{circuit="",handler="x",namespace="default",priority="1"} 1`,
 		`tasker_lane_oldest_due_age_seconds{circuit="",handler="x",namespace="default",priority="1"} `,
 		`tasker_lane_waiting_steps{circuit="",handler="s",namespace="default",priority="1"} 0`,
+		`tasker_pause_age_seconds{handler="x",namespace="default"} `,
 		"tasker_leases 0", "tasker_streams 1", "tasker_reports_total 1", "tasker_dispatches_total 1", "tasker_tasks_submitted_total 1",
 		"tasker_flushes_total ", "tasker_database_up 1", "tasker_database_xmin_age ", "tasker_panics_total 0",
 		`pgxpool_max_conns{pool="hot"} 8`, `grpc_server_handled_total{grpc_code="OK",grpc_method="SubmitTask",grpc_service="tasker.v1.TaskService",grpc_type="unary"} 1`,

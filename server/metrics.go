@@ -138,6 +138,7 @@ var (
 	circuitStateDesc    = desc("circuit_state", "1 for the state that a shared circuit is in, 0 for the others.", "namespace", "circuit", "state")
 	circuitInFlightDesc = desc("circuit_in_flight", "Live leases of a shared circuit's steps, of all servers.", "namespace", "circuit")
 	circuitWaitingDesc  = desc("circuit_waiting_steps", "Steps of a shared circuit that could run now but for it, or for want of workers; counted up to 10,000.", "namespace", "circuit")
+	pauseAgeDesc        = desc("pause_age_seconds", "How long a pause has been in force, of a handler or, where that is empty, of the whole namespace. Absent: nothing is paused.", "namespace", "handler")
 	leasesDesc          = desc("leases", "Live leases of all servers.")
 	xminDesc            = desc("database_xmin_age", "Age, in transactions, of the oldest snapshot that keeps dead rows from being removed.")
 	upDesc              = desc("database_up", "1 when the database answered this reading.")
@@ -182,5 +183,8 @@ func (c *databaseCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(circuitInFlightDesc, float64(x.InFlight), x.Namespace, x.Circuit)
 		gauge(circuitWaitingDesc, float64(x.Waiting), x.Namespace, x.Circuit)
+	}
+	for _, p := range c.gauge.Pauses {
+		gauge(pauseAgeDesc, p.Age.Seconds(), p.Namespace, p.Handler)
 	}
 }

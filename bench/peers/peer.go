@@ -40,7 +40,7 @@ var all = []peer{
 	{
 		name: floorName,
 		about: "the bare statements of a step's life (`bench/floor`), batches of 500, in-process: no queue, and no handler is called; its commits count " +
-			"transactions that only read, too",
+			"transactions that only read, too, and its rate is that of a window in its midst, where the others' count their start and their end",
 	},
 	{
 		name: taskerName,

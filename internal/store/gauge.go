@@ -13,6 +13,7 @@ import (
 type Gauge struct {
 	Lanes    []LaneGauge
 	Circuits []CircuitGauge
+	Pauses   []PauseGauge // in force
 	Leases   int64
 	XminAge  int64 // transactions since the oldest snapshot in use
 }
@@ -37,10 +38,17 @@ type CircuitGauge struct {
 	Waiting   int64 // counted up to 10,000
 }
 
+// PauseGauge is a pause that is in force.
+type PauseGauge struct {
+	Namespace string
+	Handler   string // empty: every handler of the namespace
+	Age       time.Duration
+}
+
 // maxGauged is how far a lane's steps are counted.
 const maxGauged = 10_000
 
-// Gauge reads the lanes of all namespaces.
+// Gauge reads what all namespaces hold.
 func (s *Store) Gauge(ctx context.Context) (g Gauge, err error) {
 	rows, err := s.Cold.Query(ctx, sqlText("gauge_lanes"), s.at(), maxGauged)
 	if err != nil {
@@ -59,6 +67,12 @@ func (s *Store) Gauge(ctx context.Context) (g Gauge, err error) {
 		return g, err
 	}
 	if g.Circuits, err = pgx.CollectRows(rows, pgx.RowToStructByPos[CircuitGauge]); err != nil {
+		return g, err
+	}
+	if rows, err = s.Cold.Query(ctx, sqlText("gauge_pauses"), s.at()); err != nil {
+		return g, err
+	}
+	if g.Pauses, err = pgx.CollectRows(rows, pgx.RowToStructByPos[PauseGauge]); err != nil {
 		return g, err
 	}
 	return g, s.Cold.QueryRow(ctx, sqlText("gauge_database")).Scan(&g.Leases, &g.XminAge)

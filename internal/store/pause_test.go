@@ -218,6 +218,19 @@ func TestNothingOfAPausedHandlerIsDispatched(t *testing.T) {
 	c.noDeadlocks()
 }
 
+// gauged checks which pauses the metrics show as in force.
+func (w *world) gauged(want ...store.PauseGauge) {
+	w.Helper()
+	g, err := w.s.Gauge(w.Context())
+	w.ok(err)
+	for i := range want {
+		want[i].Namespace = "default"
+	}
+	if !slices.Equal(g.Pauses, want) {
+		w.Errorf("in force are, for metrics, %+v, want %+v", g.Pauses, want)
+	}
+}
+
 // A pause that ends by itself, one that is replaced, and one that is resumed are told apart in the record.
 func TestPausesAreRecorded(t *testing.T) {
 	w := newWorld(t)
@@ -246,7 +259,10 @@ func TestPausesAreRecorded(t *testing.T) {
 	if v := w.step(id.Step(1)); v.WaitingFor != "paused" || v.WaitingUntil != nil {
 		t.Errorf("paused for good it waits for %q until %v", v.WaitingFor, v.WaitingUntil)
 	}
-	w.pass(time.Hour)
+	w.pass(10 * time.Second)
+	w.gauged(store.PauseGauge{Handler: "", Age: 11 * time.Second}, store.PauseGauge{Handler: "work", Age: 10 * time.Second})
+	w.pass(time.Hour - 10*time.Second)
+	w.gauged(store.PauseGauge{Handler: "work", Age: time.Hour})
 	ended, _, err := w.s.ResumeHandler(t.Context(), w.ns, "", store.Act{Actor: "bob"})
 	if err != nil || ended != nil {
 		t.Errorf("what ended by itself was ended: %v, %v", ended, err)
@@ -258,6 +274,7 @@ func TestPausesAreRecorded(t *testing.T) {
 	if v := w.step(id.Step(1)); !v.ReadyForExecution {
 		t.Errorf("resumed, it waits for %q", v.WaitingFor)
 	}
+	w.gauged()
 	w.sound(id)
 	got := value[string](w, `select string_agg(concat_ws('/', coalesce(handler, '*'), reason, actor, in_force, extract(epoch from ended_at - since), ended_by, end_reason), ' ' order by pause_id) from pauses_v`)
 	if want := "work/first/ann/f/1.000000/ann/paused anew */all/ann/f/120.000000 work/second/ann/f/3600.000000/bob/it is well"; got != want {
