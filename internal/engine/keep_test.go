@@ -304,3 +304,28 @@ func TestADrainElsewhereIsHeardOf(t *testing.T) {
 		t.Errorf("it took %v", took) // a look comes every five seconds
 	}
 }
+
+// The session of a worker that polls is its own between two polls, for as long as a session lives; then it is taken leave of, however
+// often it was used before.
+func TestAWorkerThatPollsNoMoreIsTakenLeaveOf(t *testing.T) {
+	db := pgtest.New(t)
+	e := startEngine(t, db, nil)
+	poll := func() {
+		t.Helper()
+		if steps, _, err := e.Poll(t.Context(), registration("w", "1", 1, "a"), 1, time.Millisecond); err != nil || len(steps) > 0 {
+			t.Fatalf("a poll gave %v, %v", steps, err)
+		}
+	}
+	for range 3 {
+		poll()
+	}
+	age(t, db)
+	seen(t, db, 1)
+	e.Pass(store.SessionLiveFor)
+	poll()
+	if !lives(t, e, "w") {
+		t.Fatal("another instance is let in although the worker polls")
+	}
+	e.Pass(store.SessionLiveFor)
+	eventually(t, "the session is closed", 10*time.Second, func() bool { return !lives(t, e, "w") })
+}

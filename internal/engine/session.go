@@ -160,7 +160,11 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 	if polling {
 		if s, held := h.sameSession(r); s != nil {
 			o = Opened{HeartbeatInterval: r.HeartbeatInterval, DeliveryTimeout: r.DeliveryTimeout, InFlight: held}
-			o.Lost, err = e.lost(ctx, namespaceID, s.id, r.Held)
+			if o.Lost, err = e.lost(ctx, namespaceID, s.id, r.Held); err != nil {
+				h.mu.Lock()
+				s.opening--
+				h.mu.Unlock()
+			}
 			return h, s, o, err
 		}
 	}
@@ -229,7 +233,8 @@ func (e *Engine) lost(ctx context.Context, namespaceID, sessionID int32, held []
 	return lost, nil
 }
 
-// sameSession finds a session that a poll may use as it stands, and how many leases are counted for it.
+// sameSession finds a session that a poll may use as it stands, and how many leases are counted for it. The session stays until the
+// poll has attached.
 func (h *hub) sameSession(r *Registration) (s *session, held int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -237,6 +242,7 @@ func (h *hub) sameSession(r *Registration) (s *session, held int) {
 		if s.reg.WorkerID == r.WorkerID && s.reg.InstanceID == r.InstanceID && !s.gone && !s.drained &&
 			s.reg.MaxInFlight == r.MaxInFlight && slices.Equal(s.reg.Handlers, r.Handlers) &&
 			maps.Equal(s.reg.HandlerLimits, r.HandlerLimits) && s.reg.DeliveryTimeout == r.DeliveryTimeout && s.reg.Beats == r.Beats {
+			s.opening++
 			return s, len(s.leases)
 		}
 	}

@@ -78,6 +78,17 @@ func TestASessionIsAliveAsLongAsItsServer(t *testing.T) {
 	}
 	_, err = w.openAs("closed", "2", 2)
 	w.ok(err)
+
+	// One whose server has no row was heard of when it was opened, and never since.
+	opened = w.now
+	_, err = w.openAs("rowless", "1", 9)
+	w.ok(err)
+	w.pass(time.Hour)
+	_, err = w.openAs("rowless", "2", 2)
+	w.ok(err)
+	if x := w.worker("rowless"); x.ClosedAt == nil || !x.SeenAt.Equal(opened) {
+		t.Errorf("closed at %v for its silence, it is listed as seen at %v, want %v", x.ClosedAt, x.SeenAt, opened)
+	}
 }
 
 // A step waits for a worker when none whose server is alive takes its handler.

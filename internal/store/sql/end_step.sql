@@ -1,6 +1,6 @@
 -- Ends a step that this transaction has taken (take_steps.sql), by an operator's word, and wakes what waited for it, as
--- complete.sql does for a worker's: an arrival at a join is the row returned by the insert into step_end, counters are
--- bumped in one order, root stripes last. It runs after reopen_tasks.sql, so the task's end may be recorded anew.
+-- complete.sql does for a worker's: counters are bumped in one order, root stripes last. An arrival at a join is the row returned
+-- by the insert into step_end. It runs after reopen_tasks.sql, so the task's end may be recorded anew.
 -- $1 at timestamptz, $2 task_id bigint, $3 step_no int, $4 state text, $5 attempts int, $6 failures int, $7 dispatches int,
 -- $8 lost_leases int, $9 epoch int, $10 event_no int (all as taken), $11 results text, $12 namespace_id int, $13 actor text,
 -- $14 reason text

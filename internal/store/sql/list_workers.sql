@@ -2,8 +2,10 @@
 -- that still hold leases. $1 namespace_id int, $2 after_worker text, $3 after_session int, $4 limit int, $5 handler text (null:
 -- any), $6 at timestamptz
 select worker_session.session_id, worker_id, instance_id, handlers, max_in_flight, held.leases, labels, build_id, client_info,
-  -- Its server speaks for it, until it is closed; one that was closed for its silence had not been heard of since.
-  opened_at, greatest(worker_session.seen_at, least(closed_at, replica.seen_at)) as seen_at, drained_at, closed_at
+  -- Its server speaks for it, until it is closed; one that was closed for its silence had not been heard of since. (Of NULLs, least
+  -- and greatest take no notice: a server without a row says nothing.)
+  opened_at, greatest(worker_session.seen_at, case when replica.seen_at is not null then least(closed_at, replica.seen_at) end) as seen_at,
+  drained_at, closed_at
 from worker_session
 left join replica on replica.replica_id = worker_session.replica_id
 cross join lateral (

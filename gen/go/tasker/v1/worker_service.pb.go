@@ -3473,7 +3473,7 @@ type Worker struct {
 	ClientInfo string `protobuf:"bytes,8,opt,name=client_info,json=clientInfo,proto3" json:"client_info,omitempty"`
 	// When its session was opened.
 	OpenedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=opened_at,json=openedAt,proto3" json:"opened_at,omitempty"`
-	// Its last sign of life, to the grain of some seconds.
+	// When it was last known to be alive, to the grain of some seconds: while its session is open, when its server last was.
 	SeenAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=seen_at,json=seenAt,proto3" json:"seen_at,omitempty"`
 	// When it was drained. Unset when it was not.
 	DrainedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=drained_at,json=drainedAt,proto3" json:"drained_at,omitempty"`
