@@ -64,7 +64,7 @@ func (h *hub) gathered() {
 // the first returns, or when that takes long.
 func (h *hub) mayBegin() bool {
 	for f := range h.running {
-		if len(f.submits)+len(f.reports) > little && time.Since(f.began) < long {
+		if len(f.submits)+len(f.reports) > little && time.Since(f.began) < long && len(h.reports) < plenty {
 			h.arm(f.began.Add(long))
 			return false
 		}

@@ -11,12 +11,14 @@ import (
 
 // flushers is how many transactions of one hub may be under way at once. A second one begins beside a first that carries
 // little, so that nobody waits where there is little to do, or that takes long, as where the disk is slow or a row is locked:
-// while one waits, the other one's statements run. Otherwise what gathers waits for the first to return, since one
-// transaction of twice the size costs less than two.
+// while one waits, the other one's statements run. So it does once plenty of reports wait: a transaction of so many costs a step
+// hardly more than a larger one. Otherwise what gathers waits for the first to return, since one transaction of twice the size
+// costs less than two.
 const (
 	flushers = 2
 	little   = 8 // tasks and reports
 	long     = 10 * time.Millisecond
+	plenty   = 200
 )
 
 // hub is one namespace on this server.
