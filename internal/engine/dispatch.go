@@ -61,7 +61,7 @@ func (h *hub) gathered() {
 }
 
 // mayBegin needs h.mu. It tells whether a transaction may begin beside those that are under way. If none may, one will when
-// the first returns, or when that takes long.
+// the first returns, when that takes long, or when plenty wait.
 func (h *hub) mayBegin() bool {
 	for f := range h.running {
 		if len(f.submits)+len(f.reports) > little && time.Since(f.began) < long && len(h.reports) < plenty {
