@@ -18,10 +18,16 @@ const (
 	busyPercent = 400 // at least, see busyPace
 	busyHeap    = 128 << 20
 	busyBelow   = 500 * time.Millisecond // between two collections
+	// growingPercent is for a heap in which ever more lives, as while thousands of streams open: what is built among garbage stays
+	// spread among it when that is gone, and pages that hold something cannot be given back.
+	growingPercent = 50
+	leastGrowth    = 1 << 20
 	// smallHeap is what may live, at most, for the heap to be let grow.
 	smallHeap = 96 << 20
-	// restEvery is how often a server looks whether it is at rest.
-	restEvery = 5 * time.Second
+	// restEvery is how often a server looks whether it is at rest, and calmAllocated what it may allocate meanwhile, in bytes, to be
+	// out of the busy pace at least.
+	restEvery     = 5 * time.Second
+	calmAllocated = 8 << 20
 	// leastSpare is what is worth giving back.
 	leastSpare = 2 << 20
 )
@@ -30,7 +36,9 @@ const (
 type pacer struct {
 	mu        sync.Mutex
 	percent   int
+	started   time.Time // what is allocated in the first seconds is the server itself, and its workers' streams
 	last      time.Time // when a collection was last seen to have ended
+	found     heap      // then
 	allocated uint64    // bytes, since the process began, at the last look for rest
 }
 
@@ -42,7 +50,8 @@ func paceCollector() {
 		return
 	}
 	paceOnce.Do(func() {
-		p := &pacer{percent: calmPercent, last: time.Now()}
+		now := time.Now()
+		p := &pacer{percent: calmPercent, started: now, last: now}
 		var look func()
 		look = func() {
 			p.rest()
@@ -64,18 +73,25 @@ func paceCollector() {
 func (p *pacer) collected() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := time.Now()
-	p.pace(collectorPercent(p.percent, now.Sub(p.last), readHeap().live))
-	p.last = now
+	now, found := time.Now(), readHeap()
+	switch {
+	case found.grows(&p.found):
+		p.pace(growingPercent)
+	case now.Sub(p.started) < restEvery:
+		p.pace(calmPercent)
+	default:
+		p.pace(collectorPercent(p.percent, now.Sub(p.last), found.live))
+	}
+	p.last, p.found = now, found
 }
 
 // rest looks whether the server is at rest since the last look.
 func (p *pacer) rest() {
 	h := readHeap()
 	p.mu.Lock()
-	atRest := h.atRest(p.allocated)
+	atRest, allocated := h.atRest(p.allocated), h.allocated-p.allocated
 	p.allocated = h.allocated
-	if atRest {
+	if atRest || allocated < calmAllocated {
 		p.pace(calmPercent)
 	}
 	p.mu.Unlock()
@@ -110,11 +126,16 @@ func readHeap() heap {
 	return heap{live: samples[0].Value.Uint64(), allocated: samples[1].Value.Uint64(), held: samples[2].Value.Uint64() + samples[3].Value.Uint64()}
 }
 
+// grows tells whether more than an eighth of what was allocated since the collection before is kept.
+func (h *heap) grows(before *heap) bool {
+	return h.live > before.live+max((h.allocated-before.allocated)/8, leastGrowth)
+}
+
 // atRest: at the pace since the last look it would take eight looks and more to allocate as much as lives.
-func (h heap) atRest(allocatedBefore uint64) bool { return (h.allocated-allocatedBefore)*8 < h.live }
+func (h *heap) atRest(allocatedBefore uint64) bool { return (h.allocated-allocatedBefore)*8 < h.live }
 
 // worthReturning: a collection that gives memory back is worth its while, and was not done just now.
-func (h heap) worthReturning() bool { return h.held > h.live+max(h.live/4, leastSpare) }
+func (h *heap) worthReturning() bool { return h.held > h.live+max(h.live/4, leastSpare) }
 
 // collectorPercent is GOGC after a collection that found so much alive and came so long after the one before. At a higher one
 // collections are as many times as rare for the same load.

@@ -46,6 +46,45 @@ func TestABusyHeapGrowsToTheSameSizeHoweverLittleLives(t *testing.T) {
 	}
 }
 
+func TestAHeapInWhichEverMoreLivesIsCollectedMoreOften(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		what                    string
+		before, live, allocated uint64
+		want                    bool
+	}{
+		{"streams open", 40 * mib, 60 * mib, 50 * mib, true},
+		{"work", 9 * mib, 11 * mib, 118 * mib, false},
+		{"more work", 9 * mib, 24 * mib, 118 * mib, true},
+		{"next to nothing", 9 * mib, 10 * mib, 2 * mib, false},
+		{"streams end", 60 * mib, 20 * mib, 50 * mib, false},
+	} {
+		before, now := &heap{live: c.before, allocated: 100 * mib}, &heap{live: c.live, allocated: 100*mib + c.allocated}
+		if got := now.grows(before); got != c.want {
+			t.Errorf("%s: from %d to %d bytes alive of %d allocated: %v", c.what, c.before, c.live, c.allocated, got)
+		}
+	}
+	// The pace is that of a heap that grows even where collections come as often as under load.
+	defer debug.SetGCPercent(debug.SetGCPercent(calmPercent))
+	runtime.GC()
+	p := &pacer{percent: calmPercent, last: time.Now(), found: readHeap()}
+	kept := make([]byte, p.found.live/2+8*mib)
+	runtime.GC()
+	p.collected()
+	runtime.KeepAlive(kept)
+	if p.percent != growingPercent {
+		t.Errorf("the pace is %d", p.percent)
+	}
+	p.collected()
+	if want := busyPace(p.found.live); p.percent != want {
+		t.Errorf("when it grows no more the pace is %d, want %d", p.percent, want)
+	}
+	p.started = time.Now()
+	if p.collected(); p.percent != calmPercent {
+		t.Errorf("of a server that just started the pace is %d", p.percent)
+	}
+}
+
 func TestAServerAtRestGivesMemoryBackOnce(t *testing.T) {
 	const mib = 1 << 20
 	for _, c := range []struct {
@@ -71,7 +110,7 @@ func TestAServerAtRestGivesMemoryBackOnce(t *testing.T) {
 
 // The pacer is the process's own, so what it does is tried on one that no collection beats for.
 func TestRestEndsTheBusyPace(t *testing.T) {
-	p := &pacer{percent: busyPercent, allocated: readHeap().allocated}
+	p := &pacer{percent: busyPercent}
 	defer debug.SetGCPercent(debug.SetGCPercent(busyPercent))
 	runtime.GC()
 	p.allocated = readHeap().allocated
