@@ -57,12 +57,12 @@ func (h *hub) beat() {
 		s := h.beats[0]
 		h.beatLater(s)
 		for st := range s.streams {
-			st.push(Frame{Heartbeat: true, InFlight: len(s.leases)})
+			st.beat(len(s.leases))
 		}
-		if n := h.notices(s); s.newest != nil && !slices.EqualFunc(n, s.noticed, sameNotice) {
-			s.noticed = n
-			if len(n) > 0 {
-				s.newest.push(Frame{Notices: n})
+		if h.scratch = h.notices(h.scratch[:0], s); s.newest != nil && !slices.EqualFunc(h.scratch, s.noticed, sameNotice) {
+			s.noticed = slices.Clone(h.scratch)
+			if len(s.noticed) > 0 {
+				s.newest.push(Frame{Notices: s.noticed})
 			}
 		}
 	}
@@ -81,9 +81,8 @@ func beatTime(interval time.Duration) time.Time {
 	return t
 }
 
-// notices needs h.mu: it says why handlers give a session nothing although it has room.
-func (h *hub) notices(s *session) []Notice {
-	var out []Notice
+// notices needs h.mu: it adds to out why handlers give a session nothing although it has room.
+func (h *hub) notices(out []Notice, s *session) []Notice {
 	if s.drained {
 		for _, name := range s.reg.Handlers {
 			out = append(out, Notice{Handler: name, Reason: "drained"})
@@ -91,7 +90,7 @@ func (h *hub) notices(s *session) []Notice {
 		return out
 	}
 	if s.gone || len(s.leases) >= s.reg.MaxInFlight {
-		return nil
+		return out
 	}
 	for _, name := range s.reg.Handlers {
 		if until, ok := h.paused(name); ok {

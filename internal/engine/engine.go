@@ -69,11 +69,12 @@ type Engine struct {
 	notifier notifier
 	settling chan task.ID
 	// unsettled asks for a look for tasks that should have been settled.
-	unsettled chan struct{}
-	clock     clock
-	pulse     atomic.Pointer[pulse]
-	look      int64       // the number of the last look at sessions; the sweep's alone
-	closing   atomic.Bool // closeStrays is under way
+	unsettled  chan struct{}
+	clock      clock
+	pulse      atomic.Pointer[pulse]
+	look       int64       // the number of the last look at sessions; the sweep's alone
+	candidates []candidate // of it, empty
+	closing    atomic.Bool // closeStrays is under way
 	// doubtUntil is when strays are looked for no longer, in ns since 1970.
 	doubtUntil atomic.Int64
 	stats      counters

@@ -36,6 +36,7 @@ type hub struct {
 
 	sessions map[int32]*session
 	beats    beats
+	scratch  []Notice // of beat, for a while
 	lanes    map[int32]*lane
 	handlers map[string]*handler
 	gates    map[int32]*gate // by circuit

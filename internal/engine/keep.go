@@ -38,10 +38,10 @@ type sessions struct {
 // sweep's alone.
 func (e *Engine) someSessions() (some sessions) {
 	e.look++
-	var all []candidate
+	all := e.candidates[:0] // in the memory of the last time
 	for _, h := range e.everyHub() {
-		used, quiet := h.candidates()
-		all = append(all, used...)
+		var quiet []*session
+		all, quiet = h.candidates(all)
 		for _, s := range quiet {
 			e.workers.Go(func() { h.leave(s) }) // leases end meanwhile
 		}
@@ -63,6 +63,8 @@ func (e *Engine) someSessions() (some sessions) {
 	}
 	take(sessionsALook/2, func(c *candidate) bool { return c.full })
 	take(sessionsALook, func(*candidate) bool { return true })
+	clear(all) // hubs and sessions may go
+	e.candidates = all
 	return some
 }
 
@@ -75,11 +77,11 @@ type candidate struct {
 	full  bool
 }
 
-// candidates are the sessions that are used. quiet are those that nothing has used for SessionLiveFor.
-func (h *hub) candidates() (used []candidate, quiet []*session) {
+// candidates adds the sessions that are used. quiet are those that nothing has used for SessionLiveFor.
+func (h *hub) candidates(used []candidate) (_ []candidate, quiet []*session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	used = make([]candidate, 0, len(h.sessions))
+	used = slices.Grow(used, len(h.sessions))
 	for _, s := range h.sessions {
 		if s.quiet() {
 			quiet = append(quiet, s)

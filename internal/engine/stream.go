@@ -38,11 +38,13 @@ type Stream struct {
 	session *session
 	opened  Opened
 
-	mu     sync.Mutex
-	frames []Frame
-	over   bool
-	cause  error // nil: ended with OK
-	wake   chan struct{}
+	mu       sync.Mutex
+	frames   []Frame
+	beatDue  bool // an idle frame, which is not among the frames: nothing is allocated for it
+	inFlight int  // what it says
+	over     bool
+	cause    error // nil: ended with OK
+	wake     chan struct{}
 }
 
 // admit refuses a stream or a poll that has no place here. It needs h.mu.
@@ -107,6 +109,12 @@ func (st *Stream) Next(ctx context.Context) (Frame, error) {
 			st.mu.Unlock()
 			return f, nil
 		}
+		if st.beatDue {
+			f := Frame{Heartbeat: true, InFlight: st.inFlight}
+			st.beatDue = false
+			st.mu.Unlock()
+			return f, nil
+		}
 		over, cause := st.over, st.cause
 		st.mu.Unlock()
 		if over {
@@ -156,12 +164,23 @@ func heldLease(r *task.ReadyStep) store.HeldLease {
 	return store.HeldLease{Step: r.Token.Step, Nonce: r.Token.Nonce}
 }
 
+// push hands a frame over. It stands for an idle frame that waits, too.
 func (st *Stream) push(f Frame) {
 	st.mu.Lock()
-	// A worker that does not read gets one heartbeat when it does, not all that it missed.
-	stale := f.Heartbeat && len(st.frames) > 0
-	if !st.over && !stale {
+	if !st.over {
 		st.frames = append(st.frames, f)
+		st.beatDue = false
+	}
+	st.mu.Unlock()
+	st.signal()
+}
+
+// beat hands an idle frame over, unless another frame waits. A worker that does not read gets one when it does, not all that it
+// missed.
+func (st *Stream) beat(inFlight int) {
+	st.mu.Lock()
+	if !st.over && len(st.frames) == 0 {
+		st.beatDue, st.inFlight = true, inFlight
 	}
 	st.mu.Unlock()
 	st.signal()
@@ -279,7 +298,7 @@ func (e *Engine) Poll(ctx context.Context, r Registration, maxSteps int, wait ti
 	delete(s.polls, p)
 	s.quietAt = time.Now()
 	if len(p.steps) == 0 {
-		opened.Notices = h.notices(s)
+		opened.Notices = h.notices(nil, s)
 	}
 	h.mu.Unlock()
 	if ctx.Err() != nil {

@@ -17,6 +17,6 @@ func (c *clock) learn(databaseNow time.Time) {
 	}
 }
 
-func (c *clock) now() *timestamppb.Timestamp {
-	return timestamppb.New(time.Now().Add(time.Duration(c.ahead.Load())))
-}
+func (c *clock) now() *timestamppb.Timestamp { return timestamppb.New(c.instant()) }
+
+func (c *clock) instant() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }

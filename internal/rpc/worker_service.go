@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -97,12 +98,41 @@ func (s *workerService) sendFrames(ctx context.Context, work *engine.Stream, str
 }
 
 func (s *workerService) sendFrame(ctx context.Context, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse], f *engine.Frame) error {
+	if f.Heartbeat {
+		return s.sendBeat(stream, f.InFlight)
+	}
 	err := stream.Send(s.frame(f))
 	if err != nil {
 		s.undelivered(ctx, f.Step)
 	}
 	return err
 }
+
+// sendBeat sends an idle frame. Its messages serve again once they are sent: ten thousand streams get 667 a second, and what is
+// allocated for them brings on the next collection of all that the streams keep.
+func (s *workerService) sendBeat(stream grpc.ServerStreamingServer[pb.ReadyStepsResponse], inFlight int) error {
+	x, _ := beatPool.Get().(*beatParts)
+	if x == nil {
+		x = &beatParts{}
+		x.response.Frame, x.frame.Heartbeat, x.beat.ServerTime = &x.frame, &x.beat, &x.at
+	}
+	now := s.clock.instant()
+	x.at.Seconds, x.at.Nanos = now.Unix(), int32(now.Nanosecond()) //nolint:gosec // below 10⁹
+	x.beat.InFlight = count(inFlight)
+	err := stream.Send(&x.response)
+	beatPool.Put(x)
+	return err
+}
+
+// beatParts are the messages of an idle frame, in one piece of memory.
+type beatParts struct {
+	response pb.ReadyStepsResponse
+	frame    pb.ReadyStepsResponse_Heartbeat
+	beat     pb.StreamHeartbeat
+	at       timestamppb.Timestamp
+}
+
+var beatPool sync.Pool // of *beatParts
 
 // undelivered hands back a step that could not be sent. If that fails too, its delivery lease runs out.
 func (s *workerService) undelivered(ctx context.Context, step *task.ReadyStep) {
@@ -137,13 +167,9 @@ func (s *workerService) frame(f *engine.Frame) *pb.ReadyStepsResponse {
 			notice.Blockers = append(notice.Blockers, blocker(&f.Notices[i]))
 		}
 		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Notice{Notice: notice}}
-	case f.Draining:
+	default: // it is draining: idle frames are sendBeat's
 		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Draining{Draining: &pb.ServerDraining{
 			GraceDuration: durationpb.New(s.settings.DrainGrace),
-		}}}
-	default:
-		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Heartbeat{Heartbeat: &pb.StreamHeartbeat{
-			ServerTime: s.clock.now(), InFlight: count(f.InFlight),
 		}}}
 	}
 }
