@@ -116,7 +116,7 @@ var scenarios = map[string]shown{
 	},
 	"B7": {
 		positive: []string{"B7.shared.rss_kib", "B7.own.rss_kib", "B7.shared.streams"},
-		numbers:  []string{"B7.shared.postgres_core", "B7.own.postgres_core"}, // differences
+		numbers:  []string{"B7.shared.postgres_core", "B7.own.postgres_core", "B7.shared.floor.memory_kib", "B7.own.floor.core"}, // differences
 		rows:     []string{"B7.shared.memory", "B7.own.statements", "B7.own.core"},
 	},
 	"B8": {

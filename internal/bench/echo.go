@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -12,21 +13,63 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
 )
 
-// ServeEmpty is a gRPC server that does nothing but answer: what a unary call costs before anything is done in it. It says
-// on out where it listens, and ends with ctx.
+// ServeEmpty is a gRPC server that does nothing but answer: what a unary call costs before anything is done in it, and a stream
+// on which nothing comes but idle frames. It says on out where it listens, and ends with ctx.
 func ServeEmpty(ctx context.Context, out io.Writer) error {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.ReadBufferSize(4 << 10)) // as the server's: ten thousand connections hold one each
 	healthpb.RegisterHealthServer(server, health.NewServer())
+	pb.RegisterWorkerServiceServer(server, &emptyWorkers{rested: time.AfterFunc(emptyRest, debug.FreeOSMemory)})
 	stop := context.AfterFunc(ctx, server.Stop)
 	defer stop()
 	fmt.Fprintln(out, "serving on", listener.Addr())
 	return server.Serve(listener)
+}
+
+const (
+	// emptyBeat is how often an idle frame is sent, and emptyGrain what gathers those of a connection into one write: as a
+	// server's.
+	emptyBeat  = 15 * time.Second
+	emptyGrain = 250 * time.Millisecond
+	// emptyRest is how long after the last stream was opened its garbage is given back.
+	emptyRest = 5 * time.Second
+)
+
+// emptyWorkers opens streams and has nothing for them.
+type emptyWorkers struct {
+	pb.UnimplementedWorkerServiceServer
+	rested *time.Timer
+}
+
+// ReadySteps says that the stream is open, and sends idle frames.
+func (e *emptyWorkers) ReadySteps(_ *pb.ReadyStepsRequest, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse]) error {
+	frame := &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Opened{Opened: &pb.SessionOpened{HeartbeatInterval: durationpb.New(emptyBeat)}}}
+	if err := stream.Send(frame); err != nil {
+		return err
+	}
+	e.rested.Reset(emptyRest)
+	frame = &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Heartbeat{Heartbeat: &pb.StreamHeartbeat{}}}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		timer.Reset(time.Until(time.Now().Add(emptyBeat).Truncate(emptyGrain)))
+		select {
+		case <-timer.C:
+			if err := stream.Send(frame); err != nil {
+				return err
+			}
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+	}
 }
 
 // emptyCalls measures how many empty unary calls a second this machine makes and answers, with as many callers and

@@ -17,7 +17,7 @@ func (c *Config) Tiny() {
 		dueSteps: 300, dueMargin: 300 * time.Millisecond,
 		backlogs: []int64{300, 600}, aside: 100, claimTurns: 2, claims: 1,
 		oldBefore: 200 * time.Millisecond, oldDuring: 300 * time.Millisecond, oldRate: 500,
-		idleStreams: 20, idleWindow: 100 * time.Millisecond, idleSettle: 10 * time.Millisecond,
+		idleStreams: 20, idleWindow: 100 * time.Millisecond, idleSettle: 10 * time.Millisecond, idleFloorWindow: 100 * time.Millisecond,
 		replicas: []int{1, 2}, wakes: 20, wakeEvery: 5 * time.Millisecond, replicaWindow: 500 * time.Millisecond,
 		tenantBacklog: 3000, tenantBeats: 10, tenantEvery: 10 * time.Millisecond,
 		payloads: []int{100, 64 << 10, 128 << 10}, payloadBytes: 256 << 10,

@@ -37,6 +37,8 @@ type sizes struct {
 	idleStreams int // of B7
 	idleWindow  time.Duration
 	idleSettle  time.Duration // before it, for the garbage of opening to be collected
+	// idleFloorWindow is the empty server's instead of idleWindow.
+	idleFloorWindow time.Duration
 
 	replicas  []int // servers of B8, rising
 	wakes     int   // timed in B8, for each number of servers
@@ -56,14 +58,14 @@ type sizes struct {
 
 // usualSizes are those of the bars, but for the ones that take very long.
 var usualSizes = sizes{
-	rounds: 3, warmup: time.Second, window: 8 * time.Second, callWindow: 2 * time.Second, floorWindow: 2 * time.Second,
+	rounds: 5, warmup: time.Second, window: 8 * time.Second, callWindow: 2 * time.Second, floorWindow: 2 * time.Second,
 	probes: 2000, sample: 200, chains: 600, chainEvery: 50 * time.Millisecond,
 	longChains: 5, chainSteps: 300, manyChains: 100, manySteps: 300,
 	fanRounds: 5, wideFan: 9998, narrowFan: 100, fans: 100, fanServers: 4,
 	dueSteps: 100_000, dueMargin: 2 * time.Second,
 	backlogs: []int64{10_000, 1_000_000}, aside: 1_000_000, claimTurns: 50, claims: 20,
 	oldBefore: 20 * time.Second, oldDuring: time.Minute, oldRate: 5000,
-	idleStreams: 1000, idleWindow: time.Minute, idleSettle: 10 * time.Second,
+	idleStreams: 1000, idleWindow: time.Minute, idleSettle: 10 * time.Second, idleFloorWindow: 30 * time.Second,
 	replicas: []int{1, 2, 4}, wakes: 1000, wakeEvery: 10 * time.Millisecond, replicaWindow: 4 * time.Second,
 	tenantBacklog: 1_000_000, tenantBeats: 200, tenantEvery: 100 * time.Millisecond,
 	payloads: []int{100, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 512 << 10}, payloadBytes: 32 << 20,
@@ -75,7 +77,7 @@ func fullSizes() sizes {
 	s := usualSizes
 	s.backlogs = []int64{10_000, 1_000_000, 10_000_000}
 	s.oldDuring = 10 * time.Minute
-	s.idleStreams, s.idleWindow = 10_000, 10*time.Minute
+	s.idleStreams, s.idleWindow, s.idleFloorWindow = 10_000, 10*time.Minute, 2*time.Minute
 	return s
 }
 
@@ -88,7 +90,7 @@ var quickSizes = sizes{
 	dueSteps: 5000, dueMargin: time.Second,
 	backlogs: []int64{2000, 20_000}, aside: 20_000, claimTurns: 4, claims: 5,
 	oldBefore: 2 * time.Second, oldDuring: 6 * time.Second, oldRate: 2000,
-	idleStreams: 200, idleWindow: 3 * time.Second, idleSettle: 2 * time.Second,
+	idleStreams: 200, idleWindow: 3 * time.Second, idleSettle: 2 * time.Second, idleFloorWindow: 3 * time.Second,
 	replicas: []int{1, 2, 4}, wakes: 100, wakeEvery: 10 * time.Millisecond, replicaWindow: 500 * time.Millisecond,
 	tenantBacklog: 50_000, tenantBeats: 20, tenantEvery: 40 * time.Millisecond,
 	payloads: []int{100, 4 << 10, 64 << 10, 512 << 10}, payloadBytes: 4 << 20,
