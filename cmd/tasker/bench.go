@@ -114,11 +114,14 @@ func (c *cli) benchProgress() (show func(string, time.Duration, time.Duration), 
 
 // newEcho is the server of empty calls that bench starts beside the one it measures.
 func newEcho(c *cli) *cobra.Command {
-	return &cobra.Command{
+	var idle bool
+	cmd := &cobra.Command{
 		Use:    "echo",
 		Short:  "Serve empty calls",
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE:   func(cmd *cobra.Command, _ []string) error { return bench.ServeEmpty(cmd.Context(), c.stdout) },
+		RunE:   func(cmd *cobra.Command, _ []string) error { return bench.ServeEmpty(cmd.Context(), c.stdout, idle) },
 	}
+	cmd.Flags().BoolVar(&idle, "idle", false, "take as little memory for a connection as a server does")
+	return cmd
 }

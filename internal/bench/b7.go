@@ -132,7 +132,7 @@ func (i *idle) memory(streams int) float64 { return (i.after - i.before) / float
 
 // idleFloor is what the streams cost a server that opens them and sends idle frames as often as ours, and does nothing else.
 func (w *world) idleFloor(ctx context.Context, name string, each int) (found *idle, err error) {
-	empty, err := w.spawn(ctx, nil, "bench", "echo") // that of the run has answered calls: what they took it may keep
+	empty, err := w.spawn(ctx, nil, "bench", "echo", "--idle") // that of the run has answered calls: what they took it may keep
 	if err != nil {
 		return nil, fmt.Errorf("starting an empty server: %w", err)
 	}

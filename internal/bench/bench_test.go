@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -29,7 +30,9 @@ func TestMain(m *testing.M) {
 	case len(os.Args) > 1 && os.Args[1] == "serve":
 		run = serve
 	case len(os.Args) > 2 && os.Args[1] == "bench" && os.Args[2] == "echo":
-		run = func(ctx context.Context) error { return bench.ServeEmpty(ctx, os.Stdout) }
+		run = func(ctx context.Context) error {
+			return bench.ServeEmpty(ctx, os.Stdout, slices.Contains(os.Args, "--idle"))
+		}
 	default:
 		pgtest.Main(m)
 	}
