@@ -122,6 +122,11 @@ func (h *hub) notices(out []Notice, s *session) []Notice {
 	return out
 }
 
+// untilGrain is what two ends of a wait may differ by and be the same: they are told by an estimate of the database's clock.
+const untilGrain = time.Second
+
+// sameNotice tells whether b says what a said.
 func sameNotice(a, b Notice) bool {
-	return a.Handler == b.Handler && a.Reason == b.Reason && a.Circuit == b.Circuit && (a.Until == nil) == (b.Until == nil) && (a.Until == nil || a.Until.Equal(*b.Until))
+	return a.Handler == b.Handler && a.Reason == b.Reason && a.Circuit == b.Circuit && (a.Until == nil) == (b.Until == nil) &&
+		(a.Until == nil || a.Until.Sub(*b.Until).Abs() < untilGrain)
 }

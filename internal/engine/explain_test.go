@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"strconv"
 	"testing"
 	"time"
 
@@ -118,4 +119,35 @@ func TestAnIdleWorkerIsToldWhichCircuitKeepsItsStepsBack(t *testing.T) {
 	report(t, e, down)
 	submitBehind(t, e, "down", "shut", 1)
 	told(engine.Notice{Handler: "shut", Reason: "circuit_open", Circuit: "down"}, true)
+}
+
+// What has not changed is not said again, however the estimate of the database's clock moves, and idle frames come meanwhile.
+func TestAnIdleWorkerIsToldOnceUntilWhenItsStepsWait(t *testing.T) {
+	e := newEngine(t, pgtest.New(t))
+	due := time.Now().Add(time.Hour)
+	if _, err := e.Submit(t.Context(), []*task.Submission{{Name: "t", Context: "{}", Steps: []task.StepSpec{spec("a")}, NotBefore: &due}}, false); err != nil {
+		t.Fatal(err)
+	}
+	r := registration("w", "i", 10, "a")
+	r.HeartbeatInterval = 20 * time.Millisecond
+	st := openAs(t, e, r)
+	var told engine.Notice
+	frame(t, st, func(f engine.Frame) bool {
+		if len(f.Notices) == 1 {
+			told = f.Notices[0]
+		}
+		return told.Reason == "not_due"
+	})
+	if told.Until == nil || told.Until.Sub(due).Abs() > time.Second {
+		t.Errorf("due at %v, told %v", due, told.Until)
+	}
+	for i := range 10 {
+		openAs(t, e, registration("other"+strconv.Itoa(i), "i", 1, "b")).Close() // the answer has the database's clock in it
+		frame(t, st, func(f engine.Frame) bool {
+			if f.Notices != nil {
+				t.Errorf("told %+v, and then %+v", told, f.Notices)
+			}
+			return f.Heartbeat
+		})
+	}
 }

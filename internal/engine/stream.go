@@ -164,22 +164,21 @@ func heldLease(r *task.ReadyStep) store.HeldLease {
 	return store.HeldLease{Step: r.Token.Step, Nonce: r.Token.Nonce}
 }
 
-// push hands a frame over. It stands for an idle frame that waits, too.
+// push hands a frame over.
 func (st *Stream) push(f Frame) {
 	st.mu.Lock()
 	if !st.over {
 		st.frames = append(st.frames, f)
-		st.beatDue = false
 	}
 	st.mu.Unlock()
 	st.signal()
 }
 
-// beat hands an idle frame over, unless another frame waits. A worker that does not read gets one when it does, not all that it
-// missed.
+// beat hands an idle frame over, behind the frames that wait. A worker that does not read gets one when it does, not all that
+// it missed.
 func (st *Stream) beat(inFlight int) {
 	st.mu.Lock()
-	if !st.over && len(st.frames) == 0 {
+	if !st.over {
 		st.beatDue, st.inFlight = true, inFlight
 	}
 	st.mu.Unlock()

@@ -3,16 +3,19 @@ package engine
 import (
 	"context"
 	"testing"
+	"time"
 
 	"github.com/taskerhq/tasker/internal/task"
 )
 
-// A worker that does not read gets one idle frame when it does, the last one, and none behind a frame that says as much.
+// A worker that does not read gets one idle frame when it does, the last one, behind all that waits for it.
 func TestIdleFramesDoNotPileUp(t *testing.T) {
 	st := &Stream{wake: make(chan struct{}, 1)}
 	next := func() Frame {
 		t.Helper()
-		f, err := st.Next(t.Context())
+		soon, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		f, err := st.Next(soon)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -41,6 +44,9 @@ func TestIdleFramesDoNotPileUp(t *testing.T) {
 	st.beat(1)
 	if f := next(); f.Step != step {
 		t.Errorf("instead of the step: %+v", f)
+	}
+	if f := next(); !f.Heartbeat || f.InFlight != 1 {
+		t.Errorf("the idle frame behind the step is %+v", f)
 	}
 	none()
 

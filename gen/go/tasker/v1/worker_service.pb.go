@@ -1321,8 +1321,8 @@ func (x *ServerDraining) GetGraceDuration() *durationpb.Duration {
 	return nil
 }
 
-// DispatchNotice says why nothing is sent although the session has room. Sent when the reasons change, at most once per
-// heartbeat_interval. For people and logs; a worker need not act on it.
+// DispatchNotice says why nothing is sent although the session has room. Sent when the reasons change, or their until by a second
+// or more, at most once per heartbeat_interval. For people and logs; a worker need not act on it.
 type DispatchNotice struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One for each handler that has no step to give.
