@@ -3,7 +3,6 @@
 package chaos_test
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -87,11 +86,14 @@ func startFleet(t *testing.T, databaseURL string) *fleet {
 			t.Fatal(err)
 		}
 	}
+	workerErrs := make([]error, workerCount)
 	for i := range f.workers {
 		f.workers[i] = &slot{number: i + 1}
-		if err := f.startWorker(f.workers[i]); err != nil {
-			t.Fatal(err)
-		}
+		starts.Go(func() { workerErrs[i] = f.startWorker(f.workers[i]) })
+	}
+	starts.Wait()
+	if err := errors.Join(workerErrs...); err != nil {
+		t.Fatal(err)
 	}
 	return f
 }
@@ -134,45 +136,28 @@ func (f *fleet) startServer(s *slot) error {
 
 // tryServer starts a server. again says that its port was taken by somebody else's outgoing connection.
 func (f *fleet) tryServer(s *slot, patience time.Duration) (again bool, err error) {
-	out, in, err := os.Pipe()
-	if err != nil {
-		return false, err
-	}
-	defer func() { _ = out.Close() }()
 	s.life++
 	env := []string{
 		"TASKER_DATABASE_URL=" + f.databaseURL, "TASKER_SHUTDOWN_TIMEOUT=10s", "GORACE=halt_on_error=0",
 		"TASKER_DATABASE_CONNECTIONS=4", "TASKER_DATABASE_HOT_CONNECTIONS=6",
 	}
-	p, err := launch(f.dir, fmt.Sprintf("server-%d.%d", s.number, s.life), in, env, f.binary, "serve", "--listen", s.address)
-	_ = in.Close() // The server has its own.
+	name := fmt.Sprintf("server-%d.%d", s.number, s.life)
+	p, line, err := serve(f.dir, name, patience, env, f.binary, "serve", "--listen", s.address)
 	if err != nil {
-		return false, err
+		return strings.Contains(err.Error(), "address already in use"), err
 	}
-	said := make(chan string, 1)
-	go func() {
-		line, _ := bufio.NewReader(out).ReadString('\n') // empty when the server ends without a word
-		said <- strings.TrimSpace(line)
-	}()
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case line := <-said:
-		if address, ok := strings.CutPrefix(line, "serving on "); ok {
-			s.address = address
-			s.process.Store(p)
-			return false, nil
-		}
+	address, ok := strings.CutPrefix(line, "serving on ")
+	if !ok {
 		p.kill()
-		words := p.lastWords(15)
-		return strings.Contains(words, "address already in use"), fmt.Errorf("%s does not serve%s", p.name, words)
-	case <-timer.C:
-		p.kill()
-		return false, fmt.Errorf("%s is not ready%s", p.name, p.lastWords(15))
+		return false, fmt.Errorf("%s says %q first%s", name, line, p.lastWords(15))
 	}
+	s.address = address
+	s.process.Store(p)
+	return false, nil
 }
 
-// startWorker begins another life of a worker. A name whose bearer was killed is taken for a while, so it gets a new one.
+// startWorker begins another life of a worker. A name whose bearer was killed is taken for a while, so it gets a new one. It returns
+// when the worker heeds signals.
 func (f *fleet) startWorker(s *slot) error {
 	s.life++
 	name := fmt.Sprintf("worker-%d.%d", s.number, s.life)
@@ -187,7 +172,7 @@ func (f *fleet) startWorker(s *slot) error {
 	if err != nil {
 		return err
 	}
-	p, err := launch(f.dir, name, nil, []string{workerEnv + "=" + string(body)}, os.Args[0])
+	p, _, err := serve(f.dir, name, startPatience, []string{workerEnv + "=" + string(body)}, os.Args[0])
 	if err != nil {
 		return err
 	}

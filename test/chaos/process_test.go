@@ -3,6 +3,7 @@
 package chaos_test
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"os"
@@ -55,6 +56,29 @@ func launch(dir, name string, stdout io.Writer, env []string, program string, ar
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
 	return p, nil
+}
+
+// serve launches a process and waits for its first line, by which it says that it works: what is done to it from then on, it heeds.
+// One that does not say so in time is killed.
+func serve(dir, name string, patience time.Duration, env []string, program string, args ...string) (p *process, line string, err error) {
+	out, in, err := os.Pipe()
+	if err != nil {
+		return nil, "", fmt.Errorf("making a pipe for %s: %w", name, err)
+	}
+	defer func() { _ = out.Close() }()
+	p, err = launch(dir, name, in, env, program, args...)
+	_ = in.Close() // The process has its own.
+	if err != nil {
+		return nil, "", err
+	}
+	if err = out.SetReadDeadline(time.Now().Add(patience)); err == nil {
+		line, err = bufio.NewReader(out).ReadString('\n')
+	}
+	if err != nil {
+		p.kill()
+		return nil, "", fmt.Errorf("%s does not serve: %w%s", name, err, p.lastWords(15))
+	}
+	return p, strings.TrimSpace(line), nil
 }
 
 // signal sends a signal to a process that may be gone.

@@ -104,24 +104,11 @@ func (q *quartet) startServer(s *slot) error {
 	if err != nil {
 		return err
 	}
-	out, in, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = out.Close() }()
-	p, err := launch(q.dir, name, in, []string{circuitServerEnv + "=" + string(body), "GORACE=halt_on_error=0"}, os.Args[0])
-	_ = in.Close() // The server has its own.
+	p, _, err := serve(q.dir, name, startPatience, []string{circuitServerEnv + "=" + string(body), "GORACE=halt_on_error=0"}, os.Args[0])
 	if err != nil {
 		return err
 	}
 	s.process.Store(p)
-	if err := out.SetReadDeadline(time.Now().Add(startPatience)); err != nil {
-		return err
-	}
-	if n, err := out.Read(make([]byte, 16)); n == 0 {
-		p.kill()
-		return fmt.Errorf("%s does not serve: %w%s", name, err, p.lastWords(15))
-	}
 	return nil
 }
 

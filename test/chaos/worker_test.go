@@ -52,6 +52,7 @@ func work(settings string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	fmt.Println("working")
 	conn, err := worker.Dial(s.Addresses, insecure.NewCredentials())
 	if err != nil {
 		return err
