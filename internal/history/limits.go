@@ -38,7 +38,7 @@ func (c *checker) checkLimits(m *circuitModel, phases []phase) {
 		}
 		if only(at, func(p phase) bool { return p.state == "recovering" }) {
 			since := slices.MaxFunc(at, func(a, b phase) int { return a.entered.Compare(b.entered) }).entered
-			waving = append(slices.DeleteFunc(waving, func(w *run) bool { return !w.runsAt(r.from) || w.from.Before(since) }), r)
+			waving = slices.DeleteFunc(append(waving, r), func(w *run) bool { return !w.runsAt(r.from) || w.from.Before(since) })
 			if most := loosest(at, func(p phase) int { return p.wave }); most > 0 && len(waving) > most {
 				violate(r.dispatch, "S11", "%d steps of circuit %q run at %s, its wave is of %d", len(waving), m.row.Name, show(&r.from), most)
 			}
