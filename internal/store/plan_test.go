@@ -39,6 +39,13 @@ var wholeRead = regexp.MustCompile(`Seq Scan on (ready|backoff|parked|lease|task
 // TestHotStatementsHaveOnePlanWhateverTheTablesHold guards against the plan flip: a generic plan that was made on an empty
 // table, kept for the life of a connection, and is wrong once the table is full.
 func TestHotStatementsHaveOnePlanWhateverTheTablesHold(t *testing.T) {
+	for _, partitions := range []int{1, 3} {
+		t.Run(fmt.Sprintf("partitions of tasks: %d", partitions), func(t *testing.T) { hotStatementsHaveOnePlan(t, partitions) })
+	}
+}
+
+func hotStatementsHaveOnePlan(t *testing.T, partitions int) {
+	t.Helper()
 	db := pgtest.New(t)
 	settings := db.Pool.Config().ConnConfig.Copy()
 	for k, v := range HotSettings {
@@ -74,8 +81,12 @@ func TestHotStatementsHaveOnePlanWhateverTheTablesHold(t *testing.T) {
 		}
 	}
 
+	exec(fmt.Sprintf("select ensure_task_partitions(0, %d)", partitions))
 	exec(`vacuum analyze`)
 	empty := plans()
+	if got := strings.Contains(empty["complete"], "_p1"); got != (partitions > 1) {
+		t.Fatalf("with %d partitions:\n%s", partitions, empty["complete"])
+	}
 	exec(`
 		insert into namespace (name) values ('default');
 		insert into circuit (namespace_id, name) select 1, 'c' || n from generate_series(1, 1000) n;

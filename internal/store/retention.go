@@ -30,20 +30,22 @@ type Retained struct {
 	Busy bool
 }
 
-// How far ahead partitions are made, and how much is deleted at a time.
+// How far ahead partitions of history are made, and how much is deleted at a time.
 const (
-	partitionsAhead = 2
-	daysAhead       = 7
-	purgeBatch      = 500
-	rowBatch        = 10_000
+	daysAhead  = 7
+	purgeBatch = 500
+	rowBatch   = 10_000
 	// stragglers is the share of a partition's tasks, in per cent, up to which the rest is deleted row by row.
 	stragglers = 1
 )
 
 // EnsurePartitions makes the partitions that the next tasks and days need.
 func (s *Store) EnsurePartitions(ctx context.Context, shard int) (made int, err error) {
-	const tasks = `select ensure_task_partitions($1::bigint << 40 | last_value, $2) from task_number_seq`
-	if err := s.Cold.QueryRow(ctx, tasks, shard, partitionsAhead).Scan(&made); err != nil {
+	// The next one only when seven eighths of the numbers are gone: every statement that finds tasks prepares to look into it.
+	// What is left are 33 million. Should they not do until the next round, a submit makes it.
+	const tasks = `select ensure_task_partitions($1::bigint << 40 | last_value, case when last_value & (1 << 28) - 1 < 7 << 25 then 1 else 2 end)
+		from task_number_seq`
+	if err := s.Cold.QueryRow(ctx, tasks, shard).Scan(&made); err != nil {
 		return 0, err
 	}
 	const history = `select ensure_history_partitions((coalesce($1, now()) at time zone 'utc')::date + $2::int, 1)`

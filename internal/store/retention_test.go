@@ -91,6 +91,34 @@ func TestRetentionDeletesTheRestOfAPartitionThatStragglersHold(t *testing.T) {
 	equal(w, "again", w.retain(store.Retention{Tasks: age, Roll: time.Hour}).TasksPurged, 0)
 }
 
+// Each statement that finds tasks prepares to look into all partitions, so none is made long before it is needed.
+func TestAPartitionIsMadeWhenTheNumbersOfTheOneInUseRunOut(t *testing.T) {
+	w := newWorld(t)
+	const partition = 1 << 28
+	made := func(last int) string {
+		_, err := w.db.Pool.Exec(t.Context(), "select setval('task_number_seq', $1)", last)
+		w.ok(err)
+		_, err = w.s.EnsurePartitions(t.Context(), 0)
+		w.ok(err)
+		return value[string](w, `select string_agg(substring(inhrelid::regclass::text from '\d+$'), ' ' order by inhrelid)
+			from pg_inherits where inhparent = 'task'::regclass`)
+	}
+	equal(w, "at first", made(1), "0")
+	equal(w, "a number before seven eighths", made(partition/8*7-1), "0")
+	equal(w, "at seven eighths", made(partition/8*7), "0 1")
+	equal(w, "in the next one", made(partition), "0 1")
+	// Who is quicker than that makes it by the way: these tasks stand in two partitions that are not there.
+	_, err := w.db.Pool.Exec(t.Context(), "select setval('task_number_seq', $1)", 3*partition-2-1024)
+	w.ok(err)
+	w.ids = &store.TaskIDs{Store: w.s}
+	for range 4 {
+		id := w.submit(step())
+		w.succeed(id.Step(1))
+		equal(w, "a task beyond the partitions", w.task(id).State, task.Complete)
+	}
+	equal(w, "made by the way", made(3*partition+10), "0 1 2 3")
+}
+
 func TestRetentionNeverTakesThePartitionInUse(t *testing.T) {
 	w := newWorld(t)
 	id := w.submit(step())
