@@ -15,7 +15,7 @@ COPY . .
 # The modules are fetched by the build itself: `go mod download` would fetch those of the development tools as well,
 # many times as much.
 ARG VERSION=dev
-RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /out/tasker ./cmd/tasker
+RUN CGO_ENABLED=0 go build -trimpath -pgo=cmd/tasker/cpu.pgo -ldflags "-s -w -X main.version=${VERSION}" -o /out/tasker ./cmd/tasker
 
 FROM ${BASE}
 COPY --from=build /out/tasker /usr/bin/tasker

@@ -32,9 +32,13 @@ func runUntilSignal() int {
 
 // run is the whole program: it runs the command that args name and gives the exit status.
 func run(ctx context.Context, args []string, getenv func(string) string, stdin io.Reader, stdout, stderr io.Writer) int {
-	root := newRoot(&cli{stdin: stdin, stdout: stdout, stderr: stderr, getenv: getenv})
+	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr, getenv: getenv}
+	root := newRoot(c)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	if c.atEnd != nil {
+		err = errors.Join(err, c.atEnd())
+	}
 	if err == nil {
 		return 0
 	}

@@ -12,6 +12,7 @@ type cli struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
+	atEnd          func() error // nil: nothing
 }
 
 // commands makes the subcommands. Each file appends its own from an init function, so that a command is one file and nothing
@@ -41,6 +42,7 @@ ended, and all retry and backoff state lives in Postgres, where SQL can read it.
 	for _, command := range commands {
 		root.AddCommand(command(c))
 	}
+	profiling(root, c)
 	wrongArgsAreUsage(root)
 	return root
 }
