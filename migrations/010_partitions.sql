@@ -33,12 +33,14 @@ begin
 end
 $$;
 
--- Where tasks were submitted already, the one that was made ahead is the next to be used.
+-- The one that was made ahead goes from a database that never had a task. In any other it is in use, or the next to be. Not only the
+-- sequence is asked: one that has moved to a fresh partition looks as if it had given out nothing.
 do $$
 declare
   parent text;
 begin
-  if not (select is_called from task_number_seq) then
+  if (select not is_called and last_value >> 28 = 0 from task_number_seq) and (select count(*) = 1 from partition_roll)
+     and not exists (select from task) then
     foreach parent in array array['task', 'step', 'step_end', 'step_failure', 'late_report', 'task_end', 'join_wait', 'checkpoint'] loop
       execute format('drop table if exists %I', parent || '_p1');
     end loop;

@@ -63,7 +63,7 @@ func (s *Store) Turn(ctx context.Context, namespaceID int32, tasks []NewTask, re
 	}
 	use := reportedCircuits(reports, claim)
 	tries := 0
-	err = s.inPipeline(ctx, func(p *pipeline) error {
+	err = s.inPartitions(ctx, tasks, func(p *pipeline) error {
 		f = Flushed{Submitted: make([]SubmitAnswer, len(tasks)), Answers: make([]Answer, len(reports))}
 		fresh, _, err := s.claimKeys(ctx, p, namespaceID, tasks, f.Submitted)
 		if err != nil {
@@ -102,12 +102,6 @@ func (s *Store) Turn(ctx context.Context, namespaceID int32, tasks []NewTask, re
 		stamp(f.Submitted, createdAt)
 		return nil
 	})
-	if len(tasks) > 0 && missingPartition(err) {
-		if err := s.makePartitions(ctx, tasks); err != nil {
-			return Flushed{}, err
-		}
-		return s.Turn(ctx, namespaceID, tasks, reports, claim)
-	}
 	for i := range f.Answers {
 		f.Answers[i].Late = f.Answers[i].Reported == nil
 	}

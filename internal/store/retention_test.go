@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -117,6 +118,30 @@ func TestAPartitionIsMadeWhenTheNumbersOfTheOneInUseRunOut(t *testing.T) {
 		equal(w, "a task beyond the partitions", w.task(id).State, task.Complete)
 	}
 	equal(w, "made by the way", made(3*partition+10), "0 1 2 3")
+}
+
+// The tables of a fresh shard are made by the server's first round of retention, or by a task that comes before it.
+func TestASubmitMakesThePartitionsOfItsShard(t *testing.T) {
+	w := newWorld(t)
+	ids := store.TaskIDs{Store: w.s, Shard: 3}
+	taken, err := ids.Take(t.Context(), 1)
+	w.ok(err)
+	within, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	only := step()
+	only.Name = "s"
+	lane, _, err := w.s.EnsureLane(within, store.Lane{NamespaceID: w.ns, Handler: only.Handler, Priority: only.Priority})
+	w.ok(err)
+	sub := task.Submission{Namespace: "default", Name: "t", Context: "{}", Digest: []byte("digest"), Steps: []task.StepSpec{only}}
+	made := []store.NewTask{{ID: taken[0], Lanes: []int32{lane}, Submission: &sub}}
+	turned, err := w.s.Turn(within, w.ns, made, nil, nil)
+	w.ok(err)
+	if turned.Submitted[0].Refused != nil {
+		t.Error(turned.Submitted[0].Refused)
+	}
+	equal(w, "task", w.task(taken[0]).State, task.Pending)
+	equal(w, "partitions", value[string](w, `select string_agg(substring(inhrelid::regclass::text from '\d+$'), ' ' order by inhrelid)
+		from pg_inherits where inhparent = 'step'::regclass`), "0 12288")
 }
 
 func TestRetentionNeverTakesThePartitionInUse(t *testing.T) {

@@ -81,7 +81,7 @@ type SubmitAnswer struct {
 // Submit stores tasks of one namespace in one transaction. A task whose idempotency key was used before is not stored:
 // an equal body is answered with the task that stands, another one is refused. With allOrNothing, a refusal stores none.
 func (s *Store) Submit(ctx context.Context, namespaceID int32, tasks []NewTask, allOrNothing bool) (answers []SubmitAnswer, change Change, err error) {
-	err = s.inPipeline(ctx, func(p *pipeline) error {
+	err = s.inPartitions(ctx, tasks, func(p *pipeline) error {
 		answers, change = make([]SubmitAnswer, len(tasks)), Change{}
 		fresh, refused, err := s.claimKeys(ctx, p, namespaceID, tasks, answers)
 		if err != nil {
@@ -109,19 +109,28 @@ func (s *Store) Submit(ctx context.Context, namespaceID int32, tasks []NewTask, 
 		stamp(answers, createdAt)
 		return nil
 	})
-	if missingPartition(err) {
-		if err := s.makePartitions(ctx, tasks); err != nil {
-			return nil, Change{}, err
-		}
-		return s.Submit(ctx, namespaceID, tasks, allOrNothing)
-	}
 	return answers, change, err
 }
 
-// makePartitions makes the partitions of tasks whose numbers have run ahead of them.
-func (s *Store) makePartitions(ctx context.Context, tasks []NewTask) error {
-	_, err := s.Cold.Exec(ctx, "select ensure_task_partitions($1, 2)", tasks[0].ID.Number())
-	return err
+// inPartitions is inPipeline for what stores tasks. Where their numbers have run ahead of the partitions, as those of a fresh shard
+// may, it makes these and begins again.
+func (s *Store) inPartitions(ctx context.Context, tasks []NewTask, f func(*pipeline) error) error {
+	err := s.inPipeline(ctx, f)
+	if len(tasks) == 0 || !missingPartition(err) {
+		return err
+	}
+	first, last := tasks[0].ID, tasks[0].ID
+	for i := range tasks {
+		first, last = min(first, tasks[i].ID), max(last, tasks[i].ID)
+	}
+	err = s.retry(ctx, func() error {
+		_, err := s.Cold.Exec(ctx, "select ensure_task_partitions($1::bigint >> 14, (($2::bigint >> 42) - ($1 >> 42))::int + 1)", int64(first), int64(last))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return s.inPipeline(ctx, f)
 }
 
 // stamp tells the tasks that were stored when they were.
