@@ -49,7 +49,8 @@ profile: deps-go deps-postgres build ## Record anew where the processor's time g
 	bin/tasker bench --scenario B1 --cpu-profile tmp/load.pprof -- --cpu-profile tmp/server.pprof
 	@# Whose machine it was is nobody's business: the program's path is crossed out, letter by letter, so that lengths stay right.
 	go tool pprof -proto -output tmp/cpu.pgo tmp/load.pprof tmp/server.pprof
-	gunzip < tmp/cpu.pgo | perl -pe 's|\Q$(CURDIR)\E/|"x" x length($$&)|ge' | gzip -9n > cmd/tasker/cpu.pgo
+	gunzip < tmp/cpu.pgo | perl -pe 's|\Q$(CURDIR)\E/|"x" x length($$&)|ge' | gzip -9n > tmp/crossed.pgo
+	mv tmp/crossed.pgo cmd/tasker/cpu.pgo
 
 .PHONY: image
 image: deps-go deps-postgres deps-image ## Build the container image with buildah and run it

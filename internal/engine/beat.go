@@ -56,14 +56,15 @@ func (h *hub) beat() {
 	for len(h.beats) > 0 && !h.beats[0].beatAt.After(now) {
 		s := h.beats[0]
 		h.beatLater(s)
-		for st := range s.streams {
-			st.beat(len(s.leases))
-		}
 		if h.scratch = h.notices(h.scratch[:0], s); s.newest != nil && !slices.EqualFunc(h.scratch, s.noticed, sameNotice) {
 			s.noticed = slices.Clone(h.scratch)
 			if len(s.noticed) > 0 {
 				s.newest.push(Frame{Notices: s.noticed})
 			}
+		}
+		// After the notices, for which it does not stand back.
+		for st := range s.streams {
+			st.beat(len(s.leases))
 		}
 	}
 }

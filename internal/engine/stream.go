@@ -164,11 +164,12 @@ func heldLease(r *task.ReadyStep) store.HeldLease {
 	return store.HeldLease{Step: r.Token.Step, Nonce: r.Token.Nonce}
 }
 
-// push hands a frame over.
+// push hands a frame over. It stands for an idle frame that waits, too, and which counted the leases before it.
 func (st *Stream) push(f Frame) {
 	st.mu.Lock()
 	if !st.over {
 		st.frames = append(st.frames, f)
+		st.beatDue = false
 	}
 	st.mu.Unlock()
 	st.signal()

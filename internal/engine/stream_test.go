@@ -8,7 +8,8 @@ import (
 	"github.com/taskerhq/tasker/internal/task"
 )
 
-// A worker that does not read gets one idle frame when it does, the last one, behind all that waits for it.
+// A worker that does not read gets one idle frame when it does, the last one, behind all that waits for it. A step that comes after
+// one, which is not counted in it, stands for it.
 func TestIdleFramesDoNotPileUp(t *testing.T) {
 	st := &Stream{wake: make(chan struct{}, 1)}
 	next := func() Frame {
@@ -47,6 +48,13 @@ func TestIdleFramesDoNotPileUp(t *testing.T) {
 	}
 	if f := next(); !f.Heartbeat || f.InFlight != 1 {
 		t.Errorf("the idle frame behind the step is %+v", f)
+	}
+	none()
+
+	st.beat(0)
+	st.push(Frame{Step: step})
+	if f := next(); f.Step != step {
+		t.Errorf("instead of the step: %+v", f)
 	}
 	none()
 

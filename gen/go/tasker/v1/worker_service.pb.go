@@ -684,7 +684,7 @@ type ReadyStepsResponse_Revoked struct {
 }
 
 type ReadyStepsResponse_Heartbeat struct {
-	// The dispatcher lives, and has nothing to send.
+	// The dispatcher lives.
 	Heartbeat *StreamHeartbeat `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
 }
 
