@@ -125,10 +125,16 @@ func TestDemoNoticesEachDefectInAnOutage(t *testing.T) {
 	} {
 		t.Run(mutant, func(t *testing.T) {
 			t.Parallel()
-			code, said := runDemoProcess(t, mutant, "--chapter", "outage", "--outage-tasks", "500")
-			if code != 1 || !strings.Contains(said, noticed) {
-				t.Errorf("exit status %d, wanted 1 and %q\n%s", code, noticed, said)
+			// The defect is in the workers in Go. Once in thirty times those in Python get every probe, and nothing is done wrong.
+			var code int
+			var said string
+			for range 3 {
+				code, said = runDemoProcess(t, mutant, "--chapter", "outage", "--outage-tasks", "500")
+				if code == 1 && strings.Contains(said, noticed) {
+					return
+				}
 			}
+			t.Errorf("exit status %d, wanted 1 and %q\n%s", code, noticed, said)
 		})
 	}
 }
