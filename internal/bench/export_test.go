@@ -10,7 +10,7 @@ import (
 // Tiny makes a run of a few seconds: enough work to be lost or doubled, far too little for a figure.
 func (c *Config) Tiny() {
 	c.sizes = &sizes{
-		rounds: 1, warmup: 100 * time.Millisecond, window: 500 * time.Millisecond, callWindow: 100 * time.Millisecond,
+		rounds: 1, warmup: 100 * time.Millisecond, window: 500 * time.Millisecond, callWindow: time.Second, // a thousand callers, under the race detector
 		floorWindow: 300 * time.Millisecond, probes: 20, sample: -1, chains: 5, chainEvery: 10 * time.Millisecond,
 		longChains: 1, chainSteps: 10, manyChains: 5, manySteps: 3,
 		fanRounds: 1, wideFan: 300, narrowFan: 10, fans: 3, fanServers: 2,
