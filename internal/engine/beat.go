@@ -62,7 +62,7 @@ func (h *hub) beat() {
 				s.newest.push(Frame{Notices: s.noticed})
 			}
 		}
-		// After the notices, for which it does not stand back.
+		// After the notices: whatever is pushed takes an idle frame that waits away.
 		for st := range s.streams {
 			st.beat(len(s.leases))
 		}

@@ -2,7 +2,9 @@ package engine
 
 import (
 	"context"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/taskerhq/tasker/internal/task"
@@ -63,4 +65,29 @@ func TestIdleFramesDoNotPileUp(t *testing.T) {
 	if f, err := st.Next(t.Context()); err == nil {
 		t.Errorf("after the end: %+v", f)
 	}
+}
+
+// A worker that is told why it gets nothing gets its idle frame all the same, behind it.
+func TestAnIdleFrameComesBesideANotice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hub{}
+		h.work = sync.NewCond(&h.mu)
+		defer h.shut()
+		st := &Stream{wake: make(chan struct{}, 1)}
+		s := &session{drained: true, streams: map[*Stream]bool{st: true}, newest: st}
+		s.reg.Handlers, s.reg.HeartbeatInterval = []string{"a"}, time.Minute
+		h.mu.Lock()
+		h.beatLater(s)
+		h.mu.Unlock()
+		time.Sleep(time.Minute)
+		h.mu.Lock()
+		h.beat()
+		h.mu.Unlock()
+		for _, heartbeat := range []bool{false, true} {
+			f, err := st.Next(t.Context())
+			if err != nil || f.Heartbeat != heartbeat || (len(f.Notices) == 1) == heartbeat {
+				t.Fatalf("an idle frame: %t; came %+v, %v", heartbeat, f, err)
+			}
+		}
+	})
 }
