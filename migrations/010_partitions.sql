@@ -34,11 +34,13 @@ end
 $$;
 
 -- The one that was made ahead goes from a database that never had a task. In any other it is in use, or the next to be. Not only the
--- sequence is asked: one that has moved to a fresh partition looks as if it had given out nothing.
+-- sequence is asked: one that has moved to a fresh partition looks as if it had given out nothing. Rolls wait for the lock, so the
+-- sequence cannot move to the partition while it goes.
 do $$
 declare
   parent text;
 begin
+  perform pg_advisory_xact_lock(hashtext('tasker.roll_task_numbers'));
   if (select not is_called and last_value >> 28 = 0 from task_number_seq) and (select count(*) = 1 from partition_roll)
      and not exists (select from task) then
     foreach parent in array array['task', 'step', 'step_end', 'step_failure', 'late_report', 'task_end', 'join_wait', 'checkpoint'] loop

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,6 +15,13 @@ func (w *world) roll() {
 	w.Helper()
 	w.ok(w.db.Pool.QueryRow(w.Context(), "select roll_task_numbers(0, '0')").Scan(new(*int64)))
 	w.ids = &store.TaskIDs{Store: w.s}
+}
+
+// partitions are the numbers of a table's partitions.
+func (w *world) partitions(of string) string {
+	w.Helper()
+	return value[string](w, `select string_agg(substring(inhrelid::regclass::text from '\d+$'), ' ' order by inhrelid)
+		from pg_inherits where inhparent = $1::text::regclass`, of)
 }
 
 func (w *world) retain(r store.Retention) store.Retained {
@@ -101,8 +109,7 @@ func TestAPartitionIsMadeWhenTheNumbersOfTheOneInUseRunOut(t *testing.T) {
 		w.ok(err)
 		_, err = w.s.EnsurePartitions(t.Context(), 0)
 		w.ok(err)
-		return value[string](w, `select string_agg(substring(inhrelid::regclass::text from '\d+$'), ' ' order by inhrelid)
-			from pg_inherits where inhparent = 'task'::regclass`)
+		return w.partitions("task")
 	}
 	equal(w, "at first", made(1), "0")
 	equal(w, "a number before seven eighths", made(partition/8*7-1), "0")
@@ -124,24 +131,30 @@ func TestAPartitionIsMadeWhenTheNumbersOfTheOneInUseRunOut(t *testing.T) {
 func TestASubmitMakesThePartitionsOfItsShard(t *testing.T) {
 	w := newWorld(t)
 	ids := store.TaskIDs{Store: w.s, Shard: 3}
-	taken, err := ids.Take(t.Context(), 1)
+	const atOnce = 8 // turns that find it missing: the lock in ensure_task_partitions lets one make it
+	taken, err := ids.Take(t.Context(), atOnce)
 	w.ok(err)
-	within, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	within, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	only := step()
 	only.Name = "s"
 	lane, _, err := w.s.EnsureLane(within, store.Lane{NamespaceID: w.ns, Handler: only.Handler, Priority: only.Priority})
 	w.ok(err)
 	sub := task.Submission{Namespace: "default", Name: "t", Context: "{}", Digest: []byte("digest"), Steps: []task.StepSpec{only}}
-	made := []store.NewTask{{ID: taken[0], Lanes: []int32{lane}, Submission: &sub}}
-	turned, err := w.s.Turn(within, w.ns, made, nil, nil)
-	w.ok(err)
-	if turned.Submitted[0].Refused != nil {
-		t.Error(turned.Submitted[0].Refused)
+	var turns sync.WaitGroup
+	for _, id := range taken {
+		turns.Go(func() {
+			turned, err := w.s.Turn(within, w.ns, []store.NewTask{{ID: id, Lanes: []int32{lane}, Submission: &sub}}, nil, nil)
+			if err != nil || turned.Submitted[0].Refused != nil {
+				t.Errorf("%v, %+v", err, turned.Submitted)
+			}
+		})
 	}
-	equal(w, "task", w.task(taken[0]).State, task.Pending)
-	equal(w, "partitions", value[string](w, `select string_agg(substring(inhrelid::regclass::text from '\d+$'), ' ' order by inhrelid)
-		from pg_inherits where inhparent = 'step'::regclass`), "0 12288")
+	turns.Wait()
+	for _, id := range taken {
+		equal(w, "task", w.task(id).State, task.Pending)
+	}
+	equal(w, "partitions", w.partitions("step"), "0 12288")
 }
 
 func TestRetentionNeverTakesThePartitionInUse(t *testing.T) {
