@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net"
 	"runtime/debug"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
@@ -40,8 +42,8 @@ func ServeEmpty(ctx context.Context, out io.Writer, idle bool) error {
 }
 
 const (
-	// emptyBeat is how often an idle frame is sent, and emptyGrain what gathers those of a connection into one write: as a
-	// server's.
+	// emptyBeat is how often an idle frame is sent. A connection's are sent together, at one of the instants that lie emptyGrain
+	// apart: as a server's.
 	emptyBeat  = 15 * time.Second
 	emptyGrain = 250 * time.Millisecond
 	// emptyRest is how long after the last stream was opened its garbage is given back.
@@ -64,8 +66,12 @@ func (e *emptyWorkers) ReadySteps(_ *pb.ReadyStepsRequest, stream grpc.ServerStr
 	frame = &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Heartbeat{Heartbeat: &pb.StreamHeartbeat{}}}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var own time.Duration
+	if from, ok := peer.FromContext(stream.Context()); ok {
+		own = time.Duration(crc32.ChecksumIEEE([]byte(from.Addr.String()))%uint32(emptyBeat/emptyGrain)) * emptyGrain
+	}
 	for {
-		timer.Reset(time.Until(time.Now().Add(emptyBeat).Truncate(emptyGrain)))
+		timer.Reset(time.Until(time.Now().Add(emptyBeat - own).Truncate(emptyBeat).Add(own)))
 		select {
 		case <-timer.C:
 			if err := stream.Send(frame); err != nil {

@@ -1,85 +1,124 @@
 package engine
 
 import (
-	"container/heap"
 	"slices"
 	"time"
 )
 
-// beats are the sessions that are sent idle frames, in the order in which they are due: a heap.
-type beats []*session
-
-func (b beats) Len() int           { return len(b) }
-func (b beats) Less(i, j int) bool { return b[i].beatAt.Before(b[j].beatAt) }
-
-func (b beats) Swap(i, j int) {
-	b[i], b[j] = b[j], b[i]
-	b[i].beatPlace, b[j].beatPlace = i+1, j+1
+// beats are the sessions that are sent idle frames, by the instants at which theirs are due. The instants lie on beatGrain and are
+// few, so nothing of what a frame costs grows with the number of sessions.
+type beats struct {
+	born time.Time // instants are counted from it: by a clock that nobody sets
+	due  map[time.Duration][]*session
+	next time.Duration // none is due before it
 }
 
-// Push is container/heap's.
-func (b *beats) Push(s any) {
-	*b = append(*b, s.(*session)) //nolint:forcetypeassert // nothing else is pushed
-	(*b)[len(*b)-1].beatPlace = len(*b)
+func newBeats() beats {
+	return beats{born: time.Now(), due: map[time.Duration][]*session{}}
 }
 
-// Pop is container/heap's.
-func (b *beats) Pop() any {
-	s := (*b)[len(*b)-1]
+// nextAt is when idle frames may be due next, if ever.
+func (b *beats) nextAt() (at time.Time, ok bool) {
+	return b.born.Add(b.next), len(b.due) > 0
+}
+
+func (b *beats) add(s *session) {
+	b.remove(s)
+	at := beatTime(time.Since(b.born), s.reg.HeartbeatInterval, s.reg.Connection)
+	if at < b.next || len(b.due) == 0 {
+		b.next = at
+	}
+	b.due[at] = append(b.due[at], s)
+	s.beatAt, s.beatPlace = at, len(b.due[at])
+}
+
+func (b *beats) remove(s *session) {
+	if s.beatPlace == 0 {
+		return
+	}
+	those := b.due[s.beatAt]
+	last := len(those) - 1
+	those[s.beatPlace-1], those[last].beatPlace = those[last], s.beatPlace
+	those[last] = nil
 	s.beatPlace = 0
-	(*b)[len(*b)-1] = nil
-	*b = (*b)[:len(*b)-1]
-	return s
+	if last > 0 {
+		b.due[s.beatAt] = those[:last]
+	} else {
+		delete(b.due, s.beatAt)
+	}
+}
+
+// take takes the sessions off whose idle frames are due.
+func (b *beats) take() (those []*session) {
+	now := time.Since(b.born)
+	if len(b.due) == 0 || b.next > now {
+		return nil
+	}
+	first := true
+	for at, some := range b.due {
+		if at <= now {
+			those = append(those, some...)
+			delete(b.due, at)
+		} else if first || at < b.next {
+			b.next, first = at, false
+		}
+	}
+	for _, s := range those {
+		s.beatPlace = 0
+	}
+	return those
+}
+
+// beatGrain is what the instants at which idle frames are due lie apart: one waking of the server is for many.
+const beatGrain = 250 * time.Millisecond
+
+// beatTime is when the next idle frame of a stream is due: an interval from now at the latest.
+//
+// Each connection has one instant in an interval, and all of its streams keep to it: their frames are one write, and one read of
+// the worker's. Connections have instants of their own, since the frames of all streams at once would want memory for them all.
+func beatTime(now, interval time.Duration, connection uint64) time.Duration {
+	own := time.Duration(0) // where the connection's instant lies in an interval
+	if grains := interval / beatGrain; grains > 0 {
+		interval = grains * beatGrain
+		own = time.Duration(connection%uint64(grains)) * beatGrain //nolint:gosec // fewer than grains
+	}
+	return (now + interval - own).Truncate(interval) + own
 }
 
 // beatLater needs h.mu: the session's next idle frame is due an interval from now.
 func (h *hub) beatLater(s *session) {
-	s.beatAt = beatTime(s.reg.HeartbeatInterval)
-	if s.beatPlace == 0 {
-		heap.Push(&h.beats, s)
-	} else {
-		heap.Fix(&h.beats, s.beatPlace-1)
-	}
-	h.arm(h.beats[0].beatAt)
+	h.beats.add(s)
+	h.armBeats()
 }
 
-// beatNoMore needs h.mu.
-func (h *hub) beatNoMore(s *session) {
-	if s.beatPlace > 0 {
-		heap.Remove(&h.beats, s.beatPlace-1)
+// armBeats needs h.mu.
+func (h *hub) armBeats() {
+	if at, ok := h.beats.nextAt(); ok {
+		h.arm(at)
 	}
 }
 
 // beat needs h.mu: it sends the idle frames that are due.
 func (h *hub) beat() {
-	now := time.Now()
-	for len(h.beats) > 0 && !h.beats[0].beatAt.After(now) {
-		s := h.beats[0]
-		h.beatLater(s)
-		if h.scratch = h.notices(h.scratch[:0], s); s.newest != nil && !slices.EqualFunc(h.scratch, s.noticed, sameNotice) {
+	those := h.beats.take()
+	if len(those) == 0 {
+		return
+	}
+	for _, s := range those {
+		h.beats.add(s)
+		if s.newest == nil {
+			continue // its streams have ended
+		}
+		if h.scratch = h.notices(h.scratch[:0], s); !slices.EqualFunc(h.scratch, s.noticed, sameNotice) {
 			s.noticed = slices.Clone(h.scratch)
 			if len(s.noticed) > 0 {
 				s.newest.push(Frame{Notices: s.noticed})
 			}
 		}
 		// After the notices: whatever is pushed takes an idle frame that waits away.
-		for st := range s.streams {
-			st.beat(len(s.leases))
-		}
+		s.newest.beat(len(s.leases))
 	}
-}
-
-// beatGrain gathers idle frames, so that one waking of the server, and one write to a connection, is for many. Much more at once
-// would want memory for all of them.
-const beatGrain = 250 * time.Millisecond
-
-// beatTime is when the next idle frame of a stream is due: an interval from now at the latest, and up to a grain earlier.
-func beatTime(interval time.Duration) time.Time {
-	t := time.Now().Add(interval)
-	if interval > 4*beatGrain {
-		t = t.Add(-time.Duration(t.UnixNano() % int64(beatGrain)))
-	}
-	return t
+	h.armBeats()
 }
 
 // notices needs h.mu: it adds to out why handlers give a session nothing although it has room.

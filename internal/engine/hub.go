@@ -96,6 +96,7 @@ const fullLookEvery = 250 * time.Millisecond
 func newHub(e *Engine, id int32, draining bool) *hub {
 	h := &hub{
 		e: e, id: id, draining: draining, sessions: map[int32]*session{}, lanes: map[int32]*lane{}, handlers: map[string]*handler{}, gates: map[int32]*gate{}, claimRoom: minClaim,
+		beats:   newBeats(),
 		running: map[*flush]bool{}, large: make(chan struct{}, maxLargeSubmits),
 	}
 	h.work = sync.NewCond(&h.mu)
@@ -122,7 +123,7 @@ func (h *hub) drain() {
 	h.draining = true
 	for _, s := range h.sessions {
 		for st := range s.streams {
-			st.push(Frame{Draining: true})
+			st.Drain()
 		}
 		for p := range s.polls {
 			p.finish()
@@ -135,7 +136,7 @@ func (h *hub) closeStreams() {
 	defer h.mu.Unlock()
 	for _, s := range h.sessions {
 		for st := range s.streams {
-			st.end(nil)
+			st.End(nil)
 		}
 	}
 }
@@ -268,8 +269,8 @@ func (h *hub) tick() {
 		}
 	}
 	h.endPauses(now, sooner)
-	if len(h.beats) > 0 && h.beats[0].beatAt.After(now) {
-		sooner(h.beats[0].beatAt) // what is due a flush loop sends, see next
+	if at, ok := h.beats.nextAt(); ok && at.After(now) {
+		sooner(at) // what is due a flush loop sends, see next
 	}
 	if !next.IsZero() {
 		h.arm(next)

@@ -98,11 +98,14 @@ func (h *hub) candidates(used []candidate) (_ []candidate, quiet []*session) {
 
 // quiet needs the hub's mutex: neither stream nor poll has used the session for SessionLiveFor.
 func (s *session) quiet() bool {
-	return len(s.streams) == 0 && len(s.polls) == 0 && s.opening == 0 && time.Since(s.quietAt) > store.SessionLiveFor
+	return s.newest == nil && len(s.streams) == 0 && len(s.polls) == 0 && s.opening == 0 && time.Since(s.quietAt) > store.SessionLiveFor
 }
 
 // looksFull needs the hub's mutex. A session may have room whose reports landed on other servers and were not heard of.
 func (s *session) looksFull() bool {
+	if len(s.leases)+s.reserved == 0 {
+		return false
+	}
 	if len(s.leases) >= s.reg.MaxInFlight {
 		return true
 	}
@@ -163,7 +166,7 @@ func (h *hub) heedKept(kept []store.Kept, asked map[int32]int32) (full []int32) 
 		case k.Superseded:
 			s.gone = true
 			for st := range s.streams {
-				st.end(task.Refuse(task.SessionTakenOver, "a later instance has this worker_id").With("worker_id", s.reg.WorkerID))
+				st.End(task.Refuse(task.SessionTakenOver, "a later instance has this worker_id").With("worker_id", s.reg.WorkerID))
 			}
 		case !k.Kept:
 			// Another server has it: the worker opened a newer stream there.

@@ -16,6 +16,7 @@ type Registration struct {
 	store.Session
 	HandlerLimits     map[string]int // a handler's own max_in_flight; absent: none
 	HeartbeatInterval time.Duration  // of idle frames; 0: 15 s
+	Connection        uint64         // the same for streams that come by one connection: their idle frames are sent together
 	DeliveryTimeout   time.Duration  // 0: 5 s
 	Beats             bool           // the worker sends heartbeats for its leases
 	Held              []task.Token   // leases it still runs after a reconnect
@@ -41,25 +42,27 @@ func (r *Registration) fillIn() {
 // leases may hold more than the database does (a report landed elsewhere, and word of it is on its way), never less: so
 // memory under-grants at worst. What the database then does not know is found by reconcile.
 type session struct {
+	// First what is read of each session every few seconds, in one line of the processor's cache: very many sessions that rest are
+	// in none of its caches.
 	id, epoch int32
-	reg       Registration
+	newest    *Stream             // gets the frames
 	leases    map[[16]byte]string // nonce → handler
-	byHandler map[string]int      // leases plus reservations
 	reserved  int                 // slots of claims under way
-	leaving   int                 // leases that a claim which is being planned may count as gone, see hub.anticipate
+	look      int64               // the number of the last look at it, and the epoch that it stood in then: both are the sweep's alone
+	lookEpoch int32
+	beatPlace int           // where it stands among those whose idle frames are due at beatAt; 0: nowhere
+	beatAt    time.Duration // see beats
+	noticed   []Notice      // the last ones sent
+
+	reg       Registration
+	byHandler map[string]int // leases plus reservations
+	leaving   int            // leases that a claim which is being planned may count as gone, see hub.anticipate
 	streams   map[*Stream]bool
-	opening   int     // calls that have found or renewed it, and are about to attach their stream or poll
-	newest    *Stream // gets the frames
+	opening   int // calls that have found or renewed it, and are about to attach their stream or poll
 	polls     map[*poll]bool
 	drained   bool
 	gone      bool      // another server has it: nothing is granted here
-	beatAt    time.Time // when the next idle frame is due
-	beatPlace int       // where it stands among those of the hub that are sent idle frames; 0: nowhere
-	noticed   []Notice  // the last ones sent
 	quietAt   time.Time // since when it has neither stream nor poll
-	// The number of the last look at it, and the epoch that it stood in then. Both are the sweep's alone.
-	look      int64
-	lookEpoch int32
 }
 
 // room is how many more leases of a handler the session may be granted now.
@@ -83,6 +86,15 @@ func (s *session) room(handler string) int {
 
 func (s *session) reserve(handler string) {
 	s.reserved++
+	s.count(handler)
+}
+
+// count counts a lease or reservation. Like the other maps of a session this one is made when it is needed: most sessions of very
+// many rest, and looking into a map that is not there costs nothing.
+func (s *session) count(handler string) {
+	if s.byHandler == nil {
+		s.byHandler = map[string]int{}
+	}
 	s.byHandler[handler]++
 }
 
@@ -100,8 +112,11 @@ func (s *session) hold(nonce [16]byte, handler string) {
 // keep counts a lease, once.
 func (s *session) keep(nonce [16]byte, handler string) {
 	if _, known := s.leases[nonce]; !known {
+		if s.leases == nil {
+			s.leases = map[[16]byte]string{}
+		}
 		s.leases[nonce] = handler
-		s.byHandler[handler]++
+		s.count(handler)
 	}
 }
 
@@ -122,7 +137,7 @@ func (s *session) takenOver() error {
 // endStreams ends every stream of a session that a newer one has taken over.
 func (s *session) endStreams() {
 	for st := range s.streams {
-		st.end(s.takenOver())
+		st.End(s.takenOver())
 	}
 }
 
@@ -256,7 +271,7 @@ func (h *hub) adopt(id, epoch int32, r *Registration, leases []store.SessionLeas
 	defer h.mu.Unlock()
 	s := h.sessions[id]
 	if s == nil {
-		s = &session{id: id, leases: map[[16]byte]string{}, byHandler: map[string]int{}, streams: map[*Stream]bool{}, polls: map[*poll]bool{}}
+		s = &session{id: id, streams: map[*Stream]bool{}}
 		h.sessions[id] = s
 	} else {
 		h.unsubscribe(s)
@@ -272,8 +287,10 @@ func (h *hub) adopt(id, epoch int32, r *Registration, leases []store.SessionLeas
 		}
 	}
 	s.epoch, s.reg, s.drained, s.gone = epoch, *r, false, false
-	for _, name := range r.Handlers {
+	s.reg.Handlers = make([]string, len(r.Handlers))
+	for i, name := range r.Handlers {
 		x := h.handler(name)
+		s.reg.Handlers[i] = x.name // all sessions share the one string
 		x.sessions = append(x.sessions, s)
 	}
 	stands := make(map[[16]byte]bool, len(leases))

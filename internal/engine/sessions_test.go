@@ -1,11 +1,14 @@
 package engine
 
 import (
-	"container/heap"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"pgregory.net/rapid"
 )
 
 // resting makes an engine of one hub with so many sessions, which nothing runs. The first full ones look full.
@@ -22,10 +25,10 @@ func resting(t *testing.T, n, full int) (*Engine, *hub) {
 	defer h.mu.Unlock()
 	for i := range n {
 		id := int32(i + 1)
-		s := &session{id: id, epoch: 7, leases: map[[16]byte]string{}, byHandler: map[string]int{}, opening: 1}
+		s := &session{id: id, epoch: 7, opening: 1}
 		s.reg.MaxInFlight = 1
 		if i < full {
-			s.leases[[16]byte{1}] = "a"
+			s.keep([16]byte{1}, "a")
 		}
 		h.sessions[id] = s
 	}
@@ -88,53 +91,86 @@ func TestASessionThatIsNewIsLookedAtFirst(t *testing.T) {
 	}
 }
 
-// Idle frames come an interval after the last at the latest, and up to a grain earlier.
+// Idle frames come an interval after the last at the latest.
 func TestIdleFramesAreNeverLate(t *testing.T) {
-	for _, interval := range []time.Duration{50 * time.Millisecond, 4 * time.Second, 5 * time.Second, 15 * time.Second, time.Minute} {
-		for range 100 {
-			before := time.Now()
-			at := beatTime(interval)
-			early := time.Duration(0)
-			if interval > 4*beatGrain {
-				early = beatGrain
-			}
-			if at.After(time.Now().Add(interval)) || at.Before(before.Add(interval-early)) {
-				t.Fatalf("with an interval of %v the next is due in %v", interval, at.Sub(before))
-			}
+	rapid.Check(t, func(t *rapid.T) {
+		interval := time.Duration(rapid.Int64Range(int64(40*time.Millisecond), int64(time.Minute)).Draw(t, "interval"))
+		now := time.Duration(rapid.Int64Range(0, 1e18).Draw(t, "now"))
+		in := beatTime(now, interval, rapid.Uint64().Draw(t, "connection")) - now
+		if in > interval || in <= 0 {
+			t.Fatalf("with an interval of %v the next is due in %v", interval, in)
 		}
+	})
+}
+
+// However a connection's streams opened and whenever the server wakes to send, their idle frames fall together; and connections
+// lie apart.
+func TestIdleFramesOfAConnectionFallTogether(t *testing.T) {
+	const interval = DefaultHeartbeatInterval
+	instants := map[time.Duration]bool{}
+	for connection := range uint64(200) {
+		own := map[time.Duration]bool{}
+		for range 100 {
+			at := beatTime(rand.N(interval), interval, connection)
+			for range 10 {
+				next := beatTime(at+rand.N(20*time.Millisecond), interval, connection) // it is sent a little late
+				if next != at+interval {
+					t.Fatalf("after %v the next is due in %v", at, next-at)
+				}
+				at = next
+			}
+			own[at%interval] = true
+			instants[at%interval] = true
+		}
+		if len(own) != 1 {
+			t.Fatalf("the streams of connection %d are sent idle frames at %d instants of an interval, want 1", connection, len(own))
+		}
+	}
+	if want := int(interval / beatGrain); len(instants) != want {
+		t.Errorf("two hundred connections are sent idle frames at %d instants, want %d", len(instants), want)
 	}
 }
 
-// Sessions come and go in any order, and the next idle frame is the earliest that is due.
-func TestIdleFramesAreSentInTheOrderTheyAreDue(t *testing.T) {
-	_, h := resting(t, 300, 0)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	in := map[*session]bool{}
-	for range 5000 {
-		s := h.sessions[int32(rand.IntN(300)+1)]
-		if rand.IntN(3) == 0 {
-			h.beatNoMore(s)
-			delete(in, s)
-		} else {
-			s.reg.HeartbeatInterval = time.Duration(5+rand.IntN(55)) * time.Second
-			h.beatLater(s)
-			in[s] = true
+// Sessions come and go in any order: those whose idle frames are due are taken, each once, and no others.
+func TestIdleFramesAreSentWhenTheyAreDue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBeats()
+		all := make([]*session, 300)
+		for i := range all {
+			all[i] = &session{}
+			all[i].reg.HeartbeatInterval = []time.Duration{50 * time.Millisecond, 5 * time.Second, 7001 * time.Millisecond, 15 * time.Second}[rand.IntN(4)]
+			all[i].reg.Connection = rand.Uint64N(20)
 		}
-		if len(h.beats) != len(in) {
-			t.Fatalf("%d sessions are sent idle frames, want %d", len(h.beats), len(in))
+		in := map[*session]time.Duration{} // when they are due
+		for range 5000 {
+			switch s := all[rand.IntN(len(all))]; rand.IntN(4) {
+			case 0:
+				b.remove(s)
+				delete(in, s)
+			case 1:
+				time.Sleep(rand.N(100 * time.Millisecond))
+			default:
+				b.add(s)
+				in[s] = s.beatAt
+			}
+			now, first := time.Since(b.born), time.Duration(math.MaxInt64)
+			taken := map[*session]bool{}
+			for _, s := range b.take() {
+				if at, ok := in[s]; !ok || taken[s] || at > now || s.beatPlace != 0 {
+					t.Fatalf("at %v one is taken that is due at %v (%t)", now, at, ok)
+				}
+				taken[s] = true
+				delete(in, s)
+			}
+			for s, at := range in {
+				first = min(first, at)
+				if at <= now || s.beatAt != at {
+					t.Fatalf("at %v one stays that is due at %v", now, at)
+				}
+			}
+			if at, ok := b.nextAt(); ok != (len(in) > 0) || ok && at.Sub(b.born) > first {
+				t.Fatalf("the next is due at %v, and is looked for at %v (%t)", first, at.Sub(b.born), ok)
+			}
 		}
-	}
-	var last time.Time
-	for len(h.beats) > 0 {
-		s := heap.Pop(&h.beats).(*session) //nolint:forcetypeassert // nothing else is in it
-		if s.beatAt.Before(last) || !in[s] || s.beatPlace != 0 {
-			t.Fatalf("one that is due at %v comes after one that is due at %v", s.beatAt, last)
-		}
-		delete(in, s)
-		last = s.beatAt
-	}
-	if len(in) != 0 {
-		t.Errorf("%d sessions are left out", len(in))
-	}
+	})
 }

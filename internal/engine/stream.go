@@ -134,7 +134,7 @@ func (st *Stream) Next(ctx context.Context) (Frame, error) {
 // Close ends the stream. Steps that were not handed out go back at once, at no cost to them.
 func (st *Stream) Close() {
 	h, s := st.hub, st.session
-	st.end(nil)
+	st.End(nil)
 	h.mu.Lock()
 	if !s.streams[st] {
 		h.mu.Unlock()
@@ -142,7 +142,7 @@ func (st *Stream) Close() {
 	}
 	delete(s.streams, st)
 	if len(s.streams) == 0 {
-		h.beatNoMore(s)
+		h.beats.remove(s)
 	}
 	h.streams--
 	if s.newest == st {
@@ -186,7 +186,11 @@ func (st *Stream) beat(inFlight int) {
 	st.signal()
 }
 
-func (st *Stream) end(cause error) {
+// Drain asks the worker to open another stream.
+func (st *Stream) Drain() { st.push(Frame{Draining: true}) }
+
+// End ends the stream behind the frames that wait: Next then returns cause, or io.EOF if it is nil.
+func (st *Stream) End(cause error) {
 	st.mu.Lock()
 	if !st.over {
 		st.over, st.cause = true, cause
@@ -281,6 +285,9 @@ func (e *Engine) Poll(ctx context.Context, r Registration, maxSteps int, wait ti
 		return nil, opened, err
 	}
 	h.polls++
+	if s.polls == nil {
+		s.polls = map[*poll]bool{}
+	}
 	s.polls[p] = true
 	h.work.Broadcast()
 	h.mu.Unlock()

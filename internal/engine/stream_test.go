@@ -60,7 +60,7 @@ func TestIdleFramesDoNotPileUp(t *testing.T) {
 	}
 	none()
 
-	st.end(nil)
+	st.End(nil)
 	st.beat(1)
 	if f, err := st.Next(t.Context()); err == nil {
 		t.Errorf("after the end: %+v", f)
@@ -70,7 +70,7 @@ func TestIdleFramesDoNotPileUp(t *testing.T) {
 // A worker that is told why it gets nothing gets its idle frame all the same, behind it.
 func TestAnIdleFrameComesBesideANotice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &hub{}
+		h := &hub{beats: newBeats()}
 		h.work = sync.NewCond(&h.mu)
 		defer h.shut()
 		st := &Stream{wake: make(chan struct{}, 1)}

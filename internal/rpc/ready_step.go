@@ -39,11 +39,14 @@ func registered(namespace string, r registration) (reg engine.Registration, stra
 			WorkerID: r.GetWorkerId(), InstanceID: r.GetInstanceId(), MaxInFlight: int(r.GetMaxInFlight()),
 			Labels: labelList(r.GetLabels()), BuildID: r.GetBuildId(), ClientInfo: r.GetClientInfo(),
 		},
-		HandlerLimits: map[string]int{}, DeliveryTimeout: r.GetDeliveryTimeout().AsDuration(), Beats: r.GetSendsHeartbeats(),
+		DeliveryTimeout: r.GetDeliveryTimeout().AsDuration(), Beats: r.GetSendsHeartbeats(),
 	}
 	for _, h := range r.GetHandlers() {
 		reg.Handlers = append(reg.Handlers, h.GetName())
 		if h.MaxInFlight != nil {
+			if reg.HandlerLimits == nil {
+				reg.HandlerLimits = map[string]int{}
+			}
 			reg.HandlerLimits[h.GetName()] = int(h.GetMaxInFlight())
 		}
 	}

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"math/rand/v2"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -45,22 +47,34 @@ func (s *workerService) ReadySteps(req *pb.ReadyStepsRequest, stream grpc.Server
 	if err != nil {
 		return err
 	}
-	aged, err := s.sendFrames(ctx, work, stream, s.streamAge())
-	if !aged {
-		return err
+	// Next waits for the one thing that wakes it, so that a stream that rests keeps little.
+	cancelled := context.AfterFunc(ctx, func() { work.End(ctx.Err()) })
+	defer cancelled()
+	old := time.AfterFunc(s.streamAge(), func() {
+		work.Drain()
+		// A worker that does not move in time finds its stream ended with OK, which says the same.
+		time.AfterFunc(s.settings.DrainGrace, func() { work.End(nil) })
+	})
+	defer old.Stop()
+	for {
+		f, err := work.Next(context.Background())
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = s.sendFrame(ctx, stream, &f)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	// A worker that does not move in time finds its stream ended with OK, which says the same.
-	if err := s.sendFrame(ctx, stream, &engine.Frame{Draining: true}); err != nil {
-		return err
-	}
-	_, err = s.sendFrames(ctx, work, stream, s.settings.DrainGrace)
-	return err
 }
 
 // openStream opens a worker's stream and tells it so. The stream is to be closed even if that fails.
 func (s *workerService) openStream(ctx context.Context, req *pb.ReadyStepsRequest, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse]) (*engine.Stream, error) {
 	reg, strange := registered(caller(ctx).Namespace, req)
 	reg.HeartbeatInterval = req.GetHeartbeatInterval().AsDuration()
+	reg.Connection = connection(ctx)
 	work, err := s.engine.Open(ctx, reg)
 	if err != nil {
 		return nil, err
@@ -69,32 +83,23 @@ func (s *workerService) openStream(ctx context.Context, req *pb.ReadyStepsReques
 	return work, stream.Send(s.openedFrame(work.Opened(), strange))
 }
 
+var connectionSeed = maphash.MakeSeed()
+
+// connection is a number of the connection that a call came by. Two may have the same.
+func connection(ctx context.Context) uint64 {
+	from, ok := peer.FromContext(ctx)
+	if !ok || from.Addr == nil {
+		return 0
+	}
+	return maphash.String(connectionSeed, from.Addr.String())
+}
+
 // streamAge is how old a stream gets: not all that were opened together shall move together.
 func (s *workerService) streamAge() time.Duration {
 	if s.settings.StreamAge == 0 {
 		return 100 * 365 * 24 * time.Hour
 	}
 	return time.Duration(float64(s.settings.StreamAge) * (0.9 + 0.2*rand.Float64())) //nolint:gosec // spread, not a secret
-}
-
-// sendFrames sends what comes until the stream's end, or until it has lasted as long as it may: then aged is true.
-func (s *workerService) sendFrames(ctx context.Context, work *engine.Stream, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse], age time.Duration) (aged bool, err error) {
-	young, cancel := context.WithTimeout(ctx, age)
-	defer cancel()
-	for {
-		f, err := work.Next(young)
-		switch {
-		case errors.Is(err, io.EOF):
-			return false, nil
-		case err != nil && young.Err() != nil && ctx.Err() == nil:
-			return true, nil
-		case err != nil:
-			return false, err
-		}
-		if err := s.sendFrame(ctx, stream, &f); err != nil {
-			return false, err
-		}
-	}
 }
 
 func (s *workerService) sendFrame(ctx context.Context, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse], f *engine.Frame) error {
