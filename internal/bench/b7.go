@@ -22,7 +22,7 @@ var b7Scenario = scenario{
 	name:  "B7",
 	about: "very many idle streams, a hundred a connection and each with its own: memory a stream, statements a second, share of a core",
 	estimate: func(s *sizes) time.Duration {
-		return s.idleWindow + 2*stageEstimate + 2*(s.idleEstimate(s.idleFloorWindow)+s.idleEstimate(s.idleWindow))
+		return s.idleFloorWindow + 2*stageEstimate + 2*(s.idleEstimate(s.idleFloorWindow)+s.idleEstimate(s.idleWindow))
 	},
 	run: runB7,
 }
@@ -46,8 +46,8 @@ const (
 )
 
 func runB7(ctx context.Context, w *world) error {
-	w.phase(w.idleWindow, "B7: a server without streams")
-	baseline, err := w.watchIdle(ctx, w.idleWindow)
+	w.phase(w.idleFloorWindow, "B7: a server without streams")
+	baseline, err := w.watchIdle(ctx, w.idleFloorWindow)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,7 @@ func (c *Config) Tiny() {
 		floorWindow: 300 * time.Millisecond, probes: 20, sample: -1, chains: 5, chainEvery: 10 * time.Millisecond,
 		longChains: 1, chainSteps: 10, manyChains: 5, manySteps: 3,
 		fanRounds: 1, wideFan: 300, narrowFan: 10, fans: 3, fanServers: 2,
-		dueSteps: 300, dueMargin: 300 * time.Millisecond,
+		dueRounds: 2, dueSteps: 300, dueMargin: 300 * time.Millisecond,
 		backlogs: []int64{300, 600}, aside: 100, claimTurns: 2, claims: 1,
 		oldBefore: 200 * time.Millisecond, oldDuring: 300 * time.Millisecond, oldRate: 500,
 		idleStreams: 20, idleWindow: 100 * time.Millisecond, idleSettle: 10 * time.Millisecond, idleFloorWindow: 100 * time.Millisecond,

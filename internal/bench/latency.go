@@ -48,6 +48,13 @@ func (l *latencies) ms(percentile float64) float64 {
 	return float64(l.h.ValueAtQuantile(percentile)) / 1e3
 }
 
+// least is the shortest, in milliseconds.
+func (l *latencies) least() float64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return float64(l.h.Min()) / 1e3
+}
+
 // recordIn sets the usual percentiles under a key.
 func (l *latencies) recordIn(d *Document, key string) {
 	d.Set(key+".p50_ms", l.ms(50))

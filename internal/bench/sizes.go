@@ -23,7 +23,8 @@ type sizes struct {
 	fans       int
 	fanServers int
 
-	dueSteps  int           // of B4
+	dueRounds int           // of B4: drains of each kind
+	dueSteps  int           // in each
 	dueMargin time.Duration // from the time they take to fail to when they are due
 
 	backlogs   []int64 // of B5, smallest first, of ready steps
@@ -37,7 +38,7 @@ type sizes struct {
 	idleStreams int // of B7
 	idleWindow  time.Duration
 	idleSettle  time.Duration // before it, for the garbage of opening to be collected
-	// idleFloorWindow is the empty server's instead of idleWindow.
+	// idleFloorWindow is the one of an empty server, and of ours without streams, instead of idleWindow.
 	idleFloorWindow time.Duration
 
 	replicas  []int // servers of B8, rising
@@ -62,7 +63,7 @@ var usualSizes = sizes{
 	probes: 2000, sample: 200, chains: 600, chainEvery: 50 * time.Millisecond,
 	longChains: 5, chainSteps: 300, manyChains: 100, manySteps: 300,
 	fanRounds: 5, wideFan: 9998, narrowFan: 100, fans: 100, fanServers: 4,
-	dueSteps: 100_000, dueMargin: 2 * time.Second,
+	dueRounds: 5, dueSteps: 100_000, dueMargin: 2 * time.Second,
 	backlogs: []int64{10_000, 1_000_000}, aside: 1_000_000, claimTurns: 50, claims: 20,
 	oldBefore: 20 * time.Second, oldDuring: time.Minute, oldRate: 5000,
 	idleStreams: 1000, idleWindow: time.Minute, idleSettle: 10 * time.Second, idleFloorWindow: 30 * time.Second,
@@ -87,7 +88,7 @@ var quickSizes = sizes{
 	probes: 300, sample: 50, chains: 60, chainEvery: 40 * time.Millisecond,
 	longChains: 1, chainSteps: 300, manyChains: 50, manySteps: 20,
 	fanRounds: 3, wideFan: 9998, narrowFan: 100, fans: 20, fanServers: 4,
-	dueSteps: 5000, dueMargin: time.Second,
+	dueRounds: 2, dueSteps: 5000, dueMargin: time.Second,
 	backlogs: []int64{2000, 20_000}, aside: 20_000, claimTurns: 4, claims: 5,
 	oldBefore: 2 * time.Second, oldDuring: 6 * time.Second, oldRate: 2000,
 	idleStreams: 200, idleWindow: 3 * time.Second, idleSettle: 2 * time.Second, idleFloorWindow: 3 * time.Second,
