@@ -199,7 +199,7 @@ func (b *b4) dueRound(ctx context.Context, waited *latencies) error {
 	}
 	defer x.close() //nolint:errcheck // an error of it is an error of its waits
 	b.phase(time.Duration(n)*stepTime, "B4: %d steps are due at once", n)
-	pause(ctx, time.Until(d.at)-b.dueMargin/4)
+	pause(ctx, time.Until(d.at)) // what the other handler's steps notice before is nothing
 	err = b.drained(due, func() (took time.Duration, err error) {
 		b.spent, err = b.costOf(ctx, n, func() error {
 			err := x.await(func() bool { return b.lot.recorded.Load() >= want })
