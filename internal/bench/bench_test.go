@@ -107,7 +107,7 @@ var scenarios = map[string]shown{
 	"B4": {
 		positive: []string{"B4.due.p99_ms", "B4.due.ratio", "B4.beside.ratio", "B4.fresh.drain_ms", "B4.due.wal_bytes_per_step"},
 		equal:    map[string]any{"B4.due.early": 0.0},
-		rows:     []string{"B4.due", "B4.drain", "B4.beside"},
+		rows:     []string{"B4.first", "B4.due", "B4.beside"},
 	},
 	"B5": {
 		positive: []string{"B5.equal.p99_ms", "B5.backing_off.ratio", "B5.blocked.ratio", "B5.open_circuit.ratio", "B5.trip.wal_bytes", "B5.release.wal_bytes", "B5.ready_600.ratio"},

@@ -34,7 +34,7 @@ func ServeEmpty(ctx context.Context, out io.Writer, idle bool) error {
 	}
 	server := grpc.NewServer(options...)
 	healthpb.RegisterHealthServer(server, health.NewServer())
-	pb.RegisterWorkerServiceServer(server, &emptyWorkers{rested: time.AfterFunc(emptyRest, debug.FreeOSMemory)})
+	pb.RegisterWorkerServiceServer(server, &emptyWorkers{born: time.Now(), rested: time.AfterFunc(emptyRest, debug.FreeOSMemory)})
 	stop := context.AfterFunc(ctx, server.Stop)
 	defer stop()
 	fmt.Fprintln(out, "serving on", listener.Addr())
@@ -53,6 +53,7 @@ const (
 // emptyWorkers opens streams and has nothing for them.
 type emptyWorkers struct {
 	pb.UnimplementedWorkerServiceServer
+	born   time.Time // instants are counted from it
 	rested *time.Timer
 }
 
@@ -71,7 +72,8 @@ func (e *emptyWorkers) ReadySteps(_ *pb.ReadyStepsRequest, stream grpc.ServerStr
 		own = time.Duration(crc32.ChecksumIEEE([]byte(from.Addr.String()))%uint32(emptyBeat/emptyGrain)) * emptyGrain
 	}
 	for {
-		timer.Reset(time.Until(time.Now().Add(emptyBeat - own).Truncate(emptyBeat).Add(own)))
+		now := time.Since(e.born)
+		timer.Reset((now + emptyBeat - own).Truncate(emptyBeat) + own - now)
 		select {
 		case <-timer.C:
 			if err := stream.Send(frame); err != nil {

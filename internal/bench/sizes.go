@@ -23,7 +23,7 @@ type sizes struct {
 	fans       int
 	fanServers int
 
-	dueRounds int           // of B4: drains of each kind
+	dueRounds int           // of B4: drains of each kind, an even number for the turns to be fair
 	dueSteps  int           // in each
 	dueMargin time.Duration // from the time they take to fail to when they are due
 
@@ -63,7 +63,7 @@ var usualSizes = sizes{
 	probes: 2000, sample: 200, chains: 600, chainEvery: 50 * time.Millisecond,
 	longChains: 5, chainSteps: 300, manyChains: 100, manySteps: 300,
 	fanRounds: 5, wideFan: 9998, narrowFan: 100, fans: 100, fanServers: 4,
-	dueRounds: 5, dueSteps: 100_000, dueMargin: 2 * time.Second,
+	dueRounds: 6, dueSteps: 100_000, dueMargin: 2 * time.Second,
 	backlogs: []int64{10_000, 1_000_000}, aside: 1_000_000, claimTurns: 50, claims: 20,
 	oldBefore: 20 * time.Second, oldDuring: time.Minute, oldRate: 5000,
 	idleStreams: 1000, idleWindow: time.Minute, idleSettle: 10 * time.Second, idleFloorWindow: 30 * time.Second,

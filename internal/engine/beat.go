@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// beats are the sessions that are sent idle frames, by the instants at which theirs are due. The instants lie on beatGrain and are
-// few, so nothing of what a frame costs grows with the number of sessions.
+// beats are a namespace's sessions that are sent idle frames, by the instants at which theirs are due. The instants lie on beatGrain
+// (intervals are seconds) and are few, so nothing of what a frame costs grows with the number of sessions.
 type beats struct {
 	born time.Time // instants are counted from it: by a clock that nobody sets
 	due  map[time.Duration][]*session
@@ -22,9 +22,9 @@ func (b *beats) nextAt() (at time.Time, ok bool) {
 	return b.born.Add(b.next), len(b.due) > 0
 }
 
-func (b *beats) add(s *session) {
+// add has the session's next idle frame due at an instant, and not at the one before.
+func (b *beats) add(s *session, at time.Duration) {
 	b.remove(s)
-	at := beatTime(time.Since(b.born), s.reg.HeartbeatInterval, s.reg.Connection)
 	if at < b.next || len(b.due) == 0 {
 		b.next = at
 	}
@@ -48,11 +48,11 @@ func (b *beats) remove(s *session) {
 	}
 }
 
-// take takes the sessions off whose idle frames are due.
-func (b *beats) take() (those []*session) {
-	now := time.Since(b.born)
+// take takes the sessions off whose idle frames are due by now.
+func (b *beats) take() (now time.Duration, those []*session) {
+	now = time.Since(b.born)
 	if len(b.due) == 0 || b.next > now {
-		return nil
+		return now, nil
 	}
 	first := true
 	for at, some := range b.due {
@@ -66,7 +66,7 @@ func (b *beats) take() (those []*session) {
 	for _, s := range those {
 		s.beatPlace = 0
 	}
-	return those
+	return now, those
 }
 
 // beatGrain is what the instants at which idle frames are due lie apart: one waking of the server is for many.
@@ -85,9 +85,14 @@ func beatTime(now, interval time.Duration, connection uint64) time.Duration {
 	return (now + interval - own).Truncate(interval) + own
 }
 
-// beatLater needs h.mu: the session's next idle frame is due an interval from now.
+// beatLater needs h.mu: the session's first idle frame is due an interval from now, up to a grain earlier. The others come when those
+// of its connection do.
 func (h *hub) beatLater(s *session) {
-	h.beats.add(s)
+	at := time.Since(h.beats.born) + s.reg.HeartbeatInterval
+	if s.reg.HeartbeatInterval > beatGrain {
+		at = at.Truncate(beatGrain)
+	}
+	h.beats.add(s, at)
 	h.armBeats()
 }
 
@@ -100,12 +105,9 @@ func (h *hub) armBeats() {
 
 // beat needs h.mu: it sends the idle frames that are due.
 func (h *hub) beat() {
-	those := h.beats.take()
-	if len(those) == 0 {
-		return
-	}
+	now, those := h.beats.take()
 	for _, s := range those {
-		h.beats.add(s)
+		h.beats.add(s, beatTime(now, s.reg.HeartbeatInterval, s.reg.Connection))
 		if s.newest == nil {
 			continue // its streams have ended
 		}
@@ -118,7 +120,7 @@ func (h *hub) beat() {
 		// After the notices: whatever is pushed takes an idle frame that waits away.
 		s.newest.beat(len(s.leases))
 	}
-	h.armBeats()
+	h.armBeats() // also if none was due: the one that would have been may have gone
 }
 
 // notices needs h.mu: it adds to out why handlers give a session nothing although it has room.

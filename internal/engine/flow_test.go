@@ -116,6 +116,17 @@ func TestAWorkerThatSaysItHoldsNothingGivesItsUnconfirmedStepsBackAtOnce(t *test
 	}
 }
 
+// Frames that wait in a stream that has ended are still handed out, or its Close gives them back. Nothing may be granted to it meanwhile.
+func TestNothingIsGrantedToAStreamThatHasEnded(t *testing.T) {
+	e := newEngine(t, pgtest.New(t))
+	ended := openAs(t, e, registration("w1", "1", 10, "a"))
+	ended.End(nil)
+	submit(t, e, spec("a"))
+	if r := nextStep(t, openAs(t, e, registration("w2", "1", 10, "a"))); r.Dispatch != 1 {
+		t.Fatalf("it was granted before: %+v", r)
+	}
+}
+
 func TestAnotherLiveInstanceOfAWorkerIsRefused(t *testing.T) {
 	e := newEngine(t, pgtest.New(t))
 	st := openAs(t, e, registration("w", "1", 1, "a"))

@@ -136,7 +136,7 @@ func (h *hub) closeStreams() {
 	defer h.mu.Unlock()
 	for _, s := range h.sessions {
 		for st := range s.streams {
-			st.End(nil)
+			st.end(nil)
 		}
 	}
 }

@@ -166,7 +166,7 @@ func (h *hub) heedKept(kept []store.Kept, asked map[int32]int32) (full []int32) 
 		case k.Superseded:
 			s.gone = true
 			for st := range s.streams {
-				st.End(task.Refuse(task.SessionTakenOver, "a later instance has this worker_id").With("worker_id", s.reg.WorkerID))
+				st.end(task.Refuse(task.SessionTakenOver, "a later instance has this worker_id").With("worker_id", s.reg.WorkerID))
 			}
 		case !k.Kept:
 			// Another server has it: the worker opened a newer stream there.

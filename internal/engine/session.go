@@ -52,9 +52,9 @@ type session struct {
 	lookEpoch int32
 	beatPlace int           // where it stands among those whose idle frames are due at beatAt; 0: nowhere
 	beatAt    time.Duration // see beats
-	noticed   []Notice      // the last ones sent
 
 	reg       Registration
+	noticed   []Notice       // the last ones sent
 	byHandler map[string]int // leases plus reservations
 	leaving   int            // leases that a claim which is being planned may count as gone, see hub.anticipate
 	streams   map[*Stream]bool
@@ -137,7 +137,7 @@ func (s *session) takenOver() error {
 // endStreams ends every stream of a session that a newer one has taken over.
 func (s *session) endStreams() {
 	for st := range s.streams {
-		st.End(s.takenOver())
+		st.end(s.takenOver())
 	}
 }
 

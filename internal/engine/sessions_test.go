@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -150,12 +151,12 @@ func TestIdleFramesAreSentWhenTheyAreDue(t *testing.T) {
 			case 1:
 				time.Sleep(rand.N(100 * time.Millisecond))
 			default:
-				b.add(s)
+				b.add(s, beatTime(time.Since(b.born), s.reg.HeartbeatInterval, s.reg.Connection))
 				in[s] = s.beatAt
 			}
-			now, first := time.Since(b.born), time.Duration(math.MaxInt64)
-			taken := map[*session]bool{}
-			for _, s := range b.take() {
+			first, taken := time.Duration(math.MaxInt64), map[*session]bool{}
+			now, those := b.take()
+			for _, s := range those {
 				if at, ok := in[s]; !ok || taken[s] || at > now || s.beatPlace != 0 {
 					t.Fatalf("at %v one is taken that is due at %v (%t)", now, at, ok)
 				}
@@ -171,6 +172,29 @@ func TestIdleFramesAreSentWhenTheyAreDue(t *testing.T) {
 			if at, ok := b.nextAt(); ok != (len(in) > 0) || ok && at.Sub(b.born) > first {
 				t.Fatalf("the next is due at %v, and is looked for at %v (%t)", first, at.Sub(b.born), ok)
 			}
+		}
+	})
+}
+
+// One that went before its idle frame was due leaves nobody behind without theirs.
+func TestIdleFramesComeAfterASessionThatWasFirstHasGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &hub{beats: newBeats()}
+		h.work = sync.NewCond(&h.mu)
+		defer h.shut()
+		first, second := &session{}, &session{}
+		first.reg.HeartbeatInterval, second.reg.HeartbeatInterval = 5*time.Second, 10*time.Second
+		h.mu.Lock()
+		h.beatLater(first)
+		h.beatLater(second)
+		h.beats.remove(first)
+		h.mu.Unlock()
+		time.Sleep(6 * time.Second)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.beat()
+		if want := h.beats.born.Add(second.beatAt); !h.timerAt.Equal(want) {
+			t.Errorf("the timer fires at %v, and the next frame is due at %v", h.timerAt, want)
 		}
 	})
 }

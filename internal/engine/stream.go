@@ -189,8 +189,19 @@ func (st *Stream) beat(inFlight int) {
 // Drain asks the worker to open another stream.
 func (st *Stream) Drain() { st.push(Frame{Draining: true}) }
 
-// End ends the stream behind the frames that wait: Next then returns cause, or io.EOF if it is nil.
+// End ends the stream behind the frames that wait: Next then returns cause, or io.EOF if it is nil. Nothing is granted to it from now
+// on, since nobody would be handed it.
 func (st *Stream) End(cause error) {
+	st.hub.mu.Lock()
+	if st.session.newest == st {
+		st.session.newest = nil
+	}
+	st.hub.mu.Unlock()
+	st.end(cause)
+}
+
+// end is End of a stream of a session that is granted nothing.
+func (st *Stream) end(cause error) {
 	st.mu.Lock()
 	if !st.over {
 		st.over, st.cause = true, cause

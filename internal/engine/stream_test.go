@@ -60,7 +60,7 @@ func TestIdleFramesDoNotPileUp(t *testing.T) {
 	}
 	none()
 
-	st.End(nil)
+	st.end(nil)
 	st.beat(1)
 	if f, err := st.Next(t.Context()); err == nil {
 		t.Errorf("after the end: %+v", f)
