@@ -104,7 +104,7 @@ func (s *session) quiet() bool {
 // looksFull needs the hub's mutex. A session may have room whose reports landed on other servers and were not heard of.
 func (s *session) looksFull() bool {
 	if len(s.leases)+s.reserved == 0 {
-		return false
+		return false // nothing further is read of the many that rest
 	}
 	if len(s.leases) >= s.reg.MaxInFlight {
 		return true

@@ -145,9 +145,6 @@ func (st *Stream) Close() {
 		h.beats.remove(s)
 	}
 	h.streams--
-	if s.newest == st {
-		s.newest = nil
-	}
 	left := st.takeSteps()
 	h.mu.Unlock()
 	var back []store.HeldLease
@@ -200,7 +197,7 @@ func (st *Stream) End(cause error) {
 	st.end(cause)
 }
 
-// end is End of a stream of a session that is granted nothing.
+// end is End for those who hold the hub's mutex and see to it themselves that nothing more is granted to it.
 func (st *Stream) end(cause error) {
 	st.mu.Lock()
 	if !st.over {

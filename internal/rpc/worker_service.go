@@ -48,8 +48,8 @@ func (s *workerService) ReadySteps(req *pb.ReadyStepsRequest, stream grpc.Server
 		return err
 	}
 	// Next waits for the one thing that wakes it, so that a stream that rests keeps little.
-	attached := context.AfterFunc(ctx, func() { work.End(ctx.Err()) })
-	defer attached()
+	detach := context.AfterFunc(ctx, func() { work.End(ctx.Err()) })
+	defer detach()
 	old := time.AfterFunc(s.streamAge(), func() {
 		work.Drain()
 		// A worker that does not move in time finds its stream ended with OK, which says the same.
