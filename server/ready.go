@@ -37,17 +37,16 @@ type readiness struct {
 	db     *database
 	log    *slog.Logger
 	health *health.Server
-	// pulse is when the database last answered somebody else as one that can be written to, by its clock and by ours.
-	pulse func() (database, local time.Time)
-	learn func(time.Time) // takes the database's clock
+	// pulse is when the database last answered somebody else as one that can be written to.
+	pulse func() time.Time
 
 	up atomic.Bool // the database has been ready once
 	// first is closed then.
 	first chan struct{}
 }
 
-func newReadiness(db *database, log *slog.Logger, pulse func() (database, local time.Time), learn func(time.Time)) *readiness {
-	r := &readiness{db: db, log: log, health: health.NewServer(), pulse: pulse, learn: learn, first: make(chan struct{})}
+func newReadiness(db *database, log *slog.Logger, pulse func() time.Time) *readiness {
+	r := &readiness{db: db, log: log, health: health.NewServer(), pulse: pulse, first: make(chan struct{})}
 	r.tell(healthpb.HealthCheckResponse_NOT_SERVING)
 	r.health.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
 	return r
@@ -93,7 +92,7 @@ func (r *readiness) follow(ctx context.Context) {
 	}
 }
 
-// look finds out whether the database answers, what its clock says and, if thorough, whether it is fit for use. As long as it
+// look finds out whether the database answers and, if thorough, whether it is fit for use. As long as it
 // answers the engine it is asked nothing.
 func (r *readiness) look(ctx context.Context, thorough bool) error {
 	if thorough {
@@ -102,15 +101,10 @@ func (r *readiness) look(ctx context.Context, thorough bool) error {
 			return err
 		}
 	}
-	if at, heard := r.pulse(); !thorough && time.Since(heard) < pulseFresh {
-		r.learn(at.Add(time.Since(heard)))
+	if !thorough && time.Since(r.pulse()) < pulseFresh {
 		return nil
 	}
-	now, err := r.db.probe(ctx)
-	if err == nil {
-		r.learn(now)
-	}
-	return err
+	return r.db.probe(ctx)
 }
 
 // sleep waits, and tells whether ctx let it.

@@ -161,6 +161,9 @@ func (h *hub) run(f *flush) {
 		h.fail(ctx, f, err)
 		return
 	}
+	for i := range flushed.Gates {
+		h.e.clock.learn(start, flushed.Gates[i].At)
+	}
 	h.release(f, flushed.Grants, flushed.Gates)
 	h.distribute(f, flushed.Grants)
 	flushed.Change.Wake = f.unmet(flushed.Change.Wake, flushed.Grants)
@@ -319,8 +322,12 @@ func (h *hub) release(f *flush, grants []store.Grant, gates []store.Gate) {
 func (h *hub) probeLane(x *lane) {
 	ctx, cancel := context.WithTimeout(h.e.background, flushTimeout)
 	defer cancel()
+	began := time.Now()
 	probes, err := h.e.store.ProbeLanes(ctx, h.id, h.lookInto([]string{x.Handler}))
 	if err == nil {
+		for i := range probes {
+			h.e.clock.learn(began, probes[i].At)
+		}
 		h.probed(probes)
 	}
 }

@@ -71,7 +71,7 @@ type Engine struct {
 	// unsettled asks for a look for tasks that should have been settled.
 	unsettled  chan struct{}
 	clock      clock
-	pulse      atomic.Pointer[pulse]
+	pulse      atomic.Pointer[time.Time]
 	look       int64       // the number of the last look at sessions; the sweep's alone
 	candidates []candidate // of it, empty
 	closing    atomic.Bool // closeStrays is under way
@@ -323,25 +323,11 @@ func (e *Engine) admit(n int) error {
 
 func (e *Engine) dismiss(n int) { e.waiting.Add(-int64(n)) }
 
-// pulse is an answer of the database, by its own clock and by this machine's.
-type pulse struct{ database, local time.Time }
-
-// Pulse is when the database last answered a look of the engine's as one that can be written to, by its own clock and by this
-// machine's. Zero before the first time. While all is well it is hardly older than sweepEvery.
-func (e *Engine) Pulse() (database, local time.Time) {
+// Pulse is when the database last answered a look of the engine's as one that can be written to. Zero before the first time. While all
+// is well it is hardly older than sweepEvery.
+func (e *Engine) Pulse() (at time.Time) {
 	if p := e.pulse.Load(); p != nil {
-		return p.database, p.local
+		at = *p
 	}
-	return database, local
+	return at
 }
-
-// clock estimates the database's clock, to sleep by. Nothing is decided by it.
-type clock struct{ offset atomic.Int64 }
-
-func (c *clock) learn(databaseNow time.Time) { c.offset.Store(int64(time.Until(databaseNow))) }
-
-// local turns an instant of the database's clock into one of this machine's.
-func (c *clock) local(t time.Time) time.Time { return t.Add(-time.Duration(c.offset.Load())) }
-
-// database turns an instant of this machine's clock into one of the database's.
-func (c *clock) database(t time.Time) time.Time { return t.Add(time.Duration(c.offset.Load())) }

@@ -101,7 +101,6 @@ func (f *flush) wantCircuits() {
 func (h *hub) heedGates(gates []store.Gate) {
 	for i := range gates {
 		x := &gates[i]
-		h.e.clock.learn(x.At)
 		g := h.gate(x.CircuitID)
 		g.state, g.generation, g.bounded, g.opensAt, g.barred = x.State, x.Generation, !x.Plain, time.Time{}, nil
 		g.room = unknownRoom

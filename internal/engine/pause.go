@@ -57,8 +57,10 @@ func (h *hub) readPauses(ctx context.Context, wanted func(*pauses) bool) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
+	began := time.Now()
 	read, err := h.e.store.Pauses(ctx, h.id)
 	if err == nil {
+		h.e.clock.learn(began, read.At)
 		h.heedPauses(read)
 	}
 	return err
@@ -68,7 +70,6 @@ func (h *hub) readPauses(ctx context.Context, wanted func(*pauses) bool) error {
 const pauseGrain = 5 * time.Millisecond
 
 func (h *hub) heedPauses(read store.Pauses) {
-	h.e.clock.learn(read.At)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	p := &h.pauses

@@ -188,11 +188,12 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 		return nil, nil, o, err
 	}
 	defer func() { e.mayHaveOpened(err) }()
+	began := time.Now()
 	id, epoch, at, err := e.store.OpenSession(ctx, namespaceID, e.conf.ReplicaID, r.Session)
 	if err != nil {
 		return nil, nil, o, err
 	}
-	e.clock.learn(at)
+	e.clock.learn(began, at)
 	// Read after the take-over committed: from then on only this server grants to the session.
 	leases, err := e.sessionLeases(ctx, namespaceID, id)
 	if err != nil {
@@ -358,7 +359,6 @@ func (h *hub) probed(probes []store.Probed) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range probes {
-		h.e.clock.learn(p.At)
 		x := h.lane(p.Lane)
 		if g := x.gate; g != nil && g.bounded && (g.generation != p.CircuitGeneration || g.room == 0 && g.opensAt.IsZero()) {
 			g.doubt() // word of it was lost

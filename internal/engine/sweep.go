@@ -86,7 +86,6 @@ func (e *Engine) sweepLoop(ctx context.Context) error {
 			e.sweepFailed(ctx, "looking for what is due", err)
 			return rest
 		}
-		e.clock.learn(t.At)
 		for id, probed := range t.Probed {
 			e.hub(id).looked(probed)
 		}
@@ -142,9 +141,12 @@ func (e *Engine) tick(ctx context.Context, looks map[int32]store.Look, some sess
 	if alive {
 		ask.Alive = &e.conf.ReplicaID
 	}
+	began := time.Now()
 	t, err := e.store.Tick(ctx, ask)
 	if err == nil {
-		e.pulse.Store(&pulse{database: t.At, local: time.Now()})
+		e.clock.learn(began, t.At)
+		heard := time.Now()
+		e.pulse.Store(&heard)
 	}
 	return t, err
 }

@@ -114,7 +114,7 @@ func (s *circuitService) WatchCircuits(req *pb.WatchCircuitsRequest, stream grpc
 		return circuitFrames(f)
 	}, func() *pb.WatchCircuitsResponse {
 		return &pb.WatchCircuitsResponse{
-			Revision: revision, Frame: &pb.WatchCircuitsResponse_Heartbeat{Heartbeat: &pb.CircuitsHeartbeat{ServerTime: s.clock.now()}},
+			Revision: revision, Frame: &pb.WatchCircuitsResponse_Heartbeat{Heartbeat: &pb.CircuitsHeartbeat{ServerTime: s.now()}},
 		}
 	}, stream.Send)
 }

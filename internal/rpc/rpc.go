@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/taskerhq/tasker/gen/go/tasker/v1"
 	"github.com/taskerhq/tasker/internal/engine"
@@ -42,7 +43,6 @@ type Services struct {
 	log       *slog.Logger
 	rules     *rules
 	templates *templateCache
-	clock     clock
 	settings  Settings
 	// draining ends with a cause when the server goes away: watches end by it.
 	draining context.Context //nolint:containedctx // the server's life, not a call's
@@ -69,8 +69,8 @@ func New(e *engine.Engine, log *slog.Logger, settings Settings) (*Services, erro
 	return s, nil
 }
 
-// LearnClock takes what the database's clock just showed.
-func (s *Services) LearnClock(now time.Time) { s.clock.learn(now) }
+// now is what clients are told as the database's time.
+func (s *Services) now() *timestamppb.Timestamp { return timestamppb.New(s.engine.Now()) }
 
 // EndWatches tells everybody who watches tasks or circuits to watch them on another server. Workers' streams are ended by the engine.
 func (s *Services) EndWatches() {

@@ -302,7 +302,7 @@ func (s *taskService) WatchTask(req *pb.WatchTaskRequest, stream grpc.ServerStre
 		return frames
 	}, func() *pb.WatchTaskResponse {
 		return &pb.WatchTaskResponse{
-			Revision: revision, Frame: &pb.WatchTaskResponse_Heartbeat{Heartbeat: &pb.WatchHeartbeat{ServerTime: s.clock.now()}},
+			Revision: revision, Frame: &pb.WatchTaskResponse_Heartbeat{Heartbeat: &pb.WatchHeartbeat{ServerTime: s.now()}},
 		}
 	}, stream.Send)
 }

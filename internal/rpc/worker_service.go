@@ -79,7 +79,6 @@ func (s *workerService) openStream(ctx context.Context, req *pb.ReadyStepsReques
 	if err != nil {
 		return nil, err
 	}
-	s.clock.learn(work.Opened().ServerTime)
 	return work, stream.Send(s.openedFrame(work.Opened(), strange))
 }
 
@@ -121,7 +120,7 @@ func (s *workerService) sendBeat(stream grpc.ServerStreamingServer[pb.ReadySteps
 		x = &beatParts{}
 		x.response.Frame, x.frame.Heartbeat, x.beat.ServerTime = &x.frame, &x.beat, &x.at
 	}
-	now := s.clock.instant()
+	now := s.engine.Now()
 	x.at.Seconds, x.at.Nanos = now.Unix(), int32(now.Nanosecond()) //nolint:gosec // below 10⁹
 	x.beat.InFlight = count(inFlight)
 	err := stream.Send(&x.response)
@@ -153,7 +152,7 @@ func (s *workerService) undelivered(ctx context.Context, step *task.ReadyStep) {
 
 func (s *workerService) openedFrame(o engine.Opened, strange []string) *pb.ReadyStepsResponse {
 	return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Opened{Opened: &pb.SessionOpened{
-		HeartbeatInterval: durationpb.New(o.HeartbeatInterval), DeliveryTimeout: durationpb.New(o.DeliveryTimeout), ServerTime: s.clock.now(),
+		HeartbeatInterval: durationpb.New(o.HeartbeatInterval), DeliveryTimeout: durationpb.New(o.DeliveryTimeout), ServerTime: s.now(),
 		LostLeaseTokens: lostTokens(o.Lost, strange), Capabilities: capabilities, InFlight: count(o.InFlight),
 	}}}
 }
@@ -190,7 +189,6 @@ func (s *workerService) PollReadySteps(ctx context.Context, req *pb.PollReadySte
 	if err != nil {
 		return nil, err
 	}
-	s.clock.learn(opened.ServerTime)
 	lost := lostTokens(opened.Lost, strange)
 	sent := s.fitting(ctx, steps, maxBatch-bytesOf(lost))
 	var blockers []*pb.DispatchBlocker
@@ -198,7 +196,7 @@ func (s *workerService) PollReadySteps(ctx context.Context, req *pb.PollReadySte
 		blockers = append(blockers, blocker(&opened.Notices[i]))
 	}
 	return &pb.PollReadyStepsResponse{
-		Steps: sent, LostLeaseTokens: lost, Blockers: blockers, ServerTime: s.clock.now(), Capabilities: capabilities,
+		Steps: sent, LostLeaseTokens: lost, Blockers: blockers, ServerTime: s.now(), Capabilities: capabilities,
 		InFlight: count(opened.InFlight + len(sent)),
 	}, nil
 }
@@ -333,7 +331,7 @@ func (s *workerService) HeartbeatSteps(ctx context.Context, req *pb.HeartbeatSte
 	for k, answer := range answers {
 		s.beaten(ctx, entries[places[k]], beats[k].Token, answer)
 	}
-	return &pb.HeartbeatStepsResponse{Entries: entries, ServerTime: s.clock.now()}, nil
+	return &pb.HeartbeatStepsResponse{Entries: entries, ServerTime: s.now()}, nil
 }
 
 func (s *workerService) beaten(ctx context.Context, entry *pb.HeartbeatStepsEntry, token task.Token, answer engine.BeatAnswer) {
@@ -345,7 +343,7 @@ func (s *workerService) beaten(ctx context.Context, entry *pb.HeartbeatStepsEntr
 	}
 	x := answer.Extended
 	entry.LeaseExpiresAt = timestamppb.New(x.Until)
-	entry.HeartbeatBy = durationpb.New(max(x.Until.Sub(s.clock.now().AsTime()), 0) / 3)
+	entry.HeartbeatBy = durationpb.New(max(x.Until.Sub(s.engine.Now()), 0) / 3)
 	entry.Deadline = timestamp(earlier(x.RunUntil, x.StopAt))
 }
 
@@ -413,7 +411,7 @@ func (s *workerService) DrainWorker(ctx context.Context, req *pb.DrainWorkerRequ
 	deadline := time.Now()
 	if req.GetDeadline() != nil {
 		// The request's instant is on the database's clock, the engine waits by this machine's.
-		deadline = deadline.Add(min(max(req.GetDeadline().AsTime().Sub(s.clock.now().AsTime()), 0), drainHorizon))
+		deadline = deadline.Add(min(max(req.GetDeadline().AsTime().Sub(s.engine.Now()), 0), drainHorizon))
 	}
 	left, err := s.engine.Drain(ctx, caller(ctx).Namespace, req.GetWorkerId(), req.GetInstanceId(), deadline)
 	if err != nil {
