@@ -11,6 +11,8 @@ type beats struct {
 	born time.Time // instants are counted from it: by a clock that nobody sets
 	due  map[time.Duration][]*session
 	next time.Duration // none is due before it
+
+	spare []*session // what the sessions of an instant stood in once: it serves the next one
 }
 
 func newBeats() beats {
@@ -28,8 +30,12 @@ func (b *beats) add(s *session, at time.Duration) {
 	if at < b.next || len(b.due) == 0 {
 		b.next = at
 	}
-	b.due[at] = append(b.due[at], s)
-	s.beatAt, s.beatPlace = at, len(b.due[at])
+	those, ok := b.due[at]
+	if !ok {
+		those, b.spare = b.spare, nil
+	}
+	those = append(those, s)
+	b.due[at], s.beatAt, s.beatPlace = those, at, len(those)
 }
 
 func (b *beats) remove(s *session) {
@@ -48,7 +54,7 @@ func (b *beats) remove(s *session) {
 	}
 }
 
-// take takes the sessions off whose idle frames are due by now.
+// take takes the sessions off whose idle frames are due by now. Give them back when they are seen to.
 func (b *beats) take() (now time.Duration, those []*session) {
 	now = time.Since(b.born)
 	if len(b.due) == 0 || b.next > now {
@@ -57,7 +63,11 @@ func (b *beats) take() (now time.Duration, those []*session) {
 	first := true
 	for at, some := range b.due {
 		if at <= now {
-			those = append(those, some...)
+			if those == nil {
+				those = some
+			} else {
+				those = append(those, some...)
+			}
 			delete(b.due, at)
 		} else if first || at < b.next {
 			b.next, first = at, false
@@ -67,6 +77,12 @@ func (b *beats) take() (now time.Duration, those []*session) {
 		s.beatPlace = 0
 	}
 	return now, those
+}
+
+// give gives back what take gave.
+func (b *beats) give(those []*session) {
+	clear(those)
+	b.spare = those[:0]
 }
 
 // beatGrain is what the instants at which idle frames are due lie apart: one waking of the server is for many.
@@ -103,24 +119,39 @@ func (h *hub) armBeats() {
 	}
 }
 
-// beat needs h.mu: it sends the idle frames that are due.
+// beat needs h.mu: it has the idle frames sent that are due.
 func (h *hub) beat() {
 	now, those := h.beats.take()
+	if len(those) == 0 {
+		h.armBeats() // the one that would have been due may have gone
+		return
+	}
+	together := map[uint64][]*Stream{} // by connection
 	for _, s := range those {
 		h.beats.add(s, beatTime(now, s.reg.HeartbeatInterval, s.reg.Connection))
-		if s.newest == nil {
+		st := s.newest
+		if st == nil {
 			continue // its streams have ended
 		}
 		if h.scratch = h.notices(h.scratch[:0], s); !slices.EqualFunc(h.scratch, s.noticed, sameNotice) {
 			s.noticed = slices.Clone(h.scratch)
 			if len(s.noticed) > 0 {
-				s.newest.push(Frame{Notices: s.noticed})
+				st.put(Frame{Notices: s.noticed})
 			}
 		}
-		// After the notices: whatever is pushed takes an idle frame that waits away.
-		s.newest.beat(len(s.leases))
+		// After the notices: whatever is put takes an idle frame that waits away.
+		st.putBeat(len(s.leases))
+		together[s.reg.Connection] = append(together[s.reg.Connection], st)
 	}
-	h.armBeats() // also if none was due: the one that would have been may have gone
+	h.beats.give(those)
+	h.armBeats()
+	for _, streams := range together {
+		if len(streams) == 1 {
+			streams[0].signal()
+		} else {
+			go sendTogether(streams)
+		}
+	}
 }
 
 // notices needs h.mu: it adds to out why handlers give a session nothing although it has room.

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 	"time"
@@ -31,12 +32,17 @@ type Notice struct {
 	Until   *time.Time // when that may change by itself; nil: not known
 }
 
-// Stream is a worker's open ReadySteps call. Frames wait in it until Next takes them; their number is bounded by the
-// session's max_in_flight.
+// Stream is a worker's open ReadySteps call. Frames wait in it until they are sent; their number is bounded by the session's
+// max_in_flight.
 type Stream struct {
 	hub     *hub
 	session *session
 	opened  Opened
+
+	// sending is held from the taking of a frame until it is sent, so that frames keep their order. It comes before the hub's mutex,
+	// and that before mu.
+	sending sync.Mutex
+	send    func(Frame) error // while it is served
 
 	mu       sync.Mutex
 	frames   []Frame
@@ -95,33 +101,78 @@ func (e *Engine) Open(ctx context.Context, r Registration) (*Stream, error) {
 // Opened is what the worker is told first.
 func (st *Stream) Opened() Opened { return st.opened }
 
-// Next waits for the next frame. io.EOF ends the stream with OK; a *task.Error is told to the worker.
+// Serve hands the stream's frames to send, one after another and in their order, until the stream ends or send fails. A cause it ended
+// for is returned; nil stands for OK. Some calls of send are made by other goroutines, but none once Serve has returned.
+func (st *Stream) Serve(send func(Frame) error) error {
+	st.sending.Lock()
+	st.send = send
+	st.sending.Unlock()
+	defer func() {
+		st.sending.Lock()
+		st.send = nil
+		st.sending.Unlock()
+	}()
+	for {
+		st.sending.Lock()
+		err := st.sendWaiting()
+		st.sending.Unlock()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		<-st.wake
+	}
+}
+
+// sendWaiting needs st.sending: it sends the frames that wait.
+func (st *Stream) sendWaiting() error {
+	for {
+		f, ok, err := st.take()
+		if !ok {
+			return err
+		}
+		if err := st.send(f); err != nil {
+			return err
+		}
+	}
+}
+
+// sendTogether sends what waits in streams of one connection: one goroutine wakes for them and not each one's own, and what it sends
+// without a pause becomes few writes. A stream that is being sent to, or is not served, is left to whoever serves it.
+//
+// If a worker does not read and a frame must wait for it, those behind it wait too, but this once: the next call finds the stream
+// being sent to, and passes it by.
+func sendTogether(streams []*Stream) {
+	for _, st := range streams {
+		if !st.sendOnBehalf() {
+			st.signal()
+		}
+	}
+}
+
+// sendOnBehalf sends what waits in place of the goroutine that serves the stream. False: that one is to do it.
+func (st *Stream) sendOnBehalf() bool {
+	if !st.sending.TryLock() {
+		return false
+	}
+	defer st.sending.Unlock()
+	if st.send == nil {
+		return false
+	}
+	if err := st.sendWaiting(); err != nil {
+		st.End(err) // if it was not for that
+	}
+	return true
+}
+
+// Next waits for the next frame of a stream that is not served. io.EOF ends the stream with OK; a *task.Error is told to the worker.
 func (st *Stream) Next(ctx context.Context) (Frame, error) {
 	for {
-		st.mu.Lock()
-		if len(st.frames) > 0 {
-			f := st.frames[0]
-			st.frames[0] = Frame{}
-			st.frames = st.frames[1:]
-			if len(st.frames) == 0 {
-				st.frames = nil // idle streams hold no buffer
-			}
-			st.mu.Unlock()
-			return f, nil
-		}
-		if st.beatDue {
-			f := Frame{Heartbeat: true, InFlight: st.inFlight}
-			st.beatDue = false
-			st.mu.Unlock()
-			return f, nil
-		}
-		over, cause := st.over, st.cause
-		st.mu.Unlock()
-		if over {
-			if cause == nil {
-				cause = io.EOF
-			}
-			return Frame{}, cause
+		f, ok, err := st.take()
+		if ok || err != nil {
+			return f, err
 		}
 		select {
 		case <-st.wake:
@@ -129,6 +180,30 @@ func (st *Stream) Next(ctx context.Context) (Frame, error) {
 			return Frame{}, ctx.Err()
 		}
 	}
+}
+
+// take takes the next frame that waits, if one does. Behind the last one comes what ended the stream.
+func (st *Stream) take() (f Frame, ok bool, err error) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	switch {
+	case len(st.frames) > 0:
+		f = st.frames[0]
+		st.frames[0] = Frame{}
+		st.frames = st.frames[1:]
+		if len(st.frames) == 0 {
+			st.frames = nil // idle streams hold no buffer
+		}
+		return f, true, nil
+	case st.beatDue:
+		st.beatDue = false
+		return Frame{Heartbeat: true, InFlight: st.inFlight}, true, nil
+	case st.over && st.cause == nil:
+		return f, false, io.EOF
+	case st.over:
+		return f, false, st.cause
+	}
+	return f, false, nil
 }
 
 // Close ends the stream. Steps that were not handed out go back at once, at no cost to them.
@@ -161,26 +236,31 @@ func heldLease(r *task.ReadyStep) store.HeldLease {
 	return store.HeldLease{Step: r.Token.Step, Nonce: r.Token.Nonce}
 }
 
-// push hands a frame over. It stands for an idle frame that waits, too, and which counted the leases before it.
+// push hands a frame over.
 func (st *Stream) push(f Frame) {
+	st.put(f)
+	st.signal()
+}
+
+// put is push for those who have the frame sent. A frame stands for an idle frame that waits, too, and which counted the leases before
+// it.
+func (st *Stream) put(f Frame) {
 	st.mu.Lock()
+	defer st.mu.Unlock()
 	if !st.over {
 		st.frames = append(st.frames, f)
 		st.beatDue = false
 	}
-	st.mu.Unlock()
-	st.signal()
 }
 
-// beat hands an idle frame over, behind the frames that wait. A worker that does not read gets one when it does, not all that
-// it missed.
-func (st *Stream) beat(inFlight int) {
+// putBeat hands an idle frame over, behind the frames that wait, for those who have it sent. A worker that does not read gets one when
+// it does, not all that it missed.
+func (st *Stream) putBeat(inFlight int) {
 	st.mu.Lock()
+	defer st.mu.Unlock()
 	if !st.over {
 		st.beatDue, st.inFlight = true, inFlight
 	}
-	st.mu.Unlock()
-	st.signal()
 }
 
 // Drain asks the worker to open another stream.

@@ -2,7 +2,12 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"runtime"
+	"runtime/debug"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,17 +39,17 @@ func TestIdleFramesDoNotPileUp(t *testing.T) {
 			}
 		}
 	}
-	st.beat(3)
-	st.beat(2)
+	st.putBeat(3)
+	st.putBeat(2)
 	if f := next(); !f.Heartbeat || f.InFlight != 2 {
 		t.Errorf("the idle frame is %+v", f)
 	}
 	none()
 
 	step := &task.ReadyStep{}
-	st.beat(2)
+	st.putBeat(2)
 	st.push(Frame{Step: step})
-	st.beat(1)
+	st.putBeat(1)
 	if f := next(); f.Step != step {
 		t.Errorf("instead of the step: %+v", f)
 	}
@@ -53,7 +58,7 @@ func TestIdleFramesDoNotPileUp(t *testing.T) {
 	}
 	none()
 
-	st.beat(0)
+	st.putBeat(0)
 	st.push(Frame{Step: step})
 	if f := next(); f.Step != step {
 		t.Errorf("instead of the step: %+v", f)
@@ -61,7 +66,7 @@ func TestIdleFramesDoNotPileUp(t *testing.T) {
 	none()
 
 	st.end(nil)
-	st.beat(1)
+	st.putBeat(1)
 	if f, err := st.Next(t.Context()); err == nil {
 		t.Errorf("after the end: %+v", f)
 	}
@@ -90,4 +95,141 @@ func TestAnIdleFrameComesBesideANotice(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Whoever sends a stream's frames, they keep their order, no two are sent at once, and none once Serve has returned.
+func TestFramesKeepTheirOrderWhoeverSendsThem(t *testing.T) {
+	const frames = 5000
+	st := &Stream{hub: &hub{}, session: &session{}, wake: make(chan struct{}, 1)}
+	var (
+		sending, served atomic.Bool
+		helpers, last   int
+		group           sync.WaitGroup
+		stop            = make(chan struct{})
+	)
+	for range 3 {
+		group.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					sendTogether([]*Stream{st})
+					runtime.Gosched()
+				}
+			}
+		})
+	}
+	group.Go(func() {
+		for i := range frames {
+			st.push(Frame{InFlight: i + 1})
+			if i%7 == 0 {
+				runtime.Gosched()
+			}
+		}
+		st.end(nil)
+	})
+	own := goroutine()
+	err := st.Serve(func(f Frame) error {
+		if !sending.CompareAndSwap(false, true) || served.Load() {
+			t.Error("a frame is sent beside another one, or after the stream's end")
+		}
+		if f.InFlight != last+1 {
+			t.Errorf("frame %d comes after %d", f.InFlight, last)
+		}
+		last = f.InFlight
+		if goroutine() != own {
+			helpers++
+		}
+		sending.Store(false)
+		return nil
+	})
+	served.Store(true)
+	if err != nil || last != frames {
+		t.Errorf("serving ended with %v after %d frames, want %d", err, last, frames)
+	}
+	st.push(Frame{InFlight: frames + 1}) // nobody is to send it
+	close(stop)
+	group.Wait()
+	if helpers == 0 {
+		t.Error("no frame was sent by another goroutine: this shows nothing")
+	}
+}
+
+// goroutine names the goroutine that runs.
+func goroutine() string {
+	line, _, _ := strings.Cut(string(debug.Stack()), "\n")
+	return line
+}
+
+// A frame that cannot be sent ends the stream with what came of it, also if another goroutine sent it.
+func TestAFrameThatCannotBeSentEndsTheStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		broken := errors.New("broken")
+		st := &Stream{hub: &hub{}, session: &session{}, wake: make(chan struct{}, 1)}
+		ended := make(chan error, 1)
+		go func() { ended <- st.Serve(func(Frame) error { return broken }) }()
+		synctest.Wait()
+		st.putBeat(0)
+		if !st.sendOnBehalf() {
+			t.Fatal("a stream that rests is left to the one that serves it")
+		}
+		if err := <-ended; !errors.Is(err, broken) {
+			t.Errorf("it ended with %v", err)
+		}
+	})
+}
+
+// A worker that does not read keeps idle frames from the others of its connection once at most.
+func TestAWorkerThatDoesNotReadHoldsItsConnectionUpOnce(t *testing.T) {
+	begun, read := make(chan struct{}, 1), make(chan struct{})
+	var streams []*Stream
+	var beats [3]atomic.Int32
+	var serving sync.WaitGroup
+	for i := range beats {
+		st := &Stream{hub: &hub{}, session: &session{}, wake: make(chan struct{}, 1)}
+		st.putBeat(0)
+		streams = append(streams, st)
+		served := make(chan struct{})
+		serving.Go(func() {
+			_ = st.Serve(func(Frame) error {
+				if beats[i].Add(1) == 1 {
+					close(served)
+				} else if i == 0 {
+					begun <- struct{}{}
+					<-read
+				}
+				return nil
+			})
+		})
+		<-served
+	}
+	var sending sync.WaitGroup
+	for round := range 3 {
+		for _, st := range streams {
+			st.putBeat(0)
+		}
+		sent := make(chan struct{})
+		sending.Go(func() {
+			sendTogether(streams)
+			close(sent)
+		})
+		if round == 0 {
+			<-begun
+		} else {
+			<-sent
+		}
+	}
+	if a, b := beats[1].Load()-1, beats[2].Load()-1; a < 2 || b < 2 {
+		t.Errorf("the others got %d and %d idle frames of three, want two at least", a, b)
+	}
+	close(read)
+	sending.Wait()
+	for _, st := range streams {
+		st.end(nil)
+	}
+	serving.Wait()
+	if n := beats[0].Load() - 1; n != 2 {
+		t.Errorf("once it reads it gets %d idle frames, want the one that waited to be sent and the last", n)
+	}
 }

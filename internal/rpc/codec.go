@@ -8,12 +8,23 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Codec reads and writes messages as gRPC's own does, but for one thing: a request that is no message of its type, such as one
+// Codec reads and writes messages as gRPC's own does, but for two things. What is encoded already is written as it is. And a request that is no message of its type, such as one
 // with text that is not UTF-8, is handed on empty with a mark, so that it is refused like any other bad request. gRPC itself
 // would call it an internal error of the server.
 func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protocodec.Name)} }
 
 type codec struct{ encoding.CodecV2 }
+
+// encoded is a message on the wire, for one that is sent many times.
+type encoded struct{ wire []byte }
+
+// Marshal writes a message.
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if x, ok := v.(*encoded); ok {
+		return mem.BufferSlice{mem.SliceBuffer(x.wire)}, nil // it has no pool that would take it back
+	}
+	return c.CodecV2.Marshal(v)
+}
 
 // Unmarshal reads a message, or marks it as unreadable.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {

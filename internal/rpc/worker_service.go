@@ -2,12 +2,10 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/maphash"
-	"io"
 	"math/rand/v2"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -31,6 +29,7 @@ var capabilities = []string{"circuits"}
 type workerService struct {
 	pb.UnimplementedWorkerServiceServer
 	*Services
+	lastBeat atomic.Pointer[lastBeat]
 }
 
 // ReadySteps streams steps to a worker.
@@ -56,18 +55,7 @@ func (s *workerService) ReadySteps(req *pb.ReadyStepsRequest, stream grpc.Server
 		time.AfterFunc(s.settings.DrainGrace, func() { work.End(nil) })
 	})
 	defer old.Stop()
-	for {
-		f, err := work.Next(context.Background())
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil {
-			err = s.sendFrame(ctx, stream, &f)
-		}
-		if err != nil {
-			return err
-		}
-	}
+	return work.Serve(func(f engine.Frame) error { return s.sendFrame(ctx, stream, &f) })
 }
 
 // openStream opens a worker's stream and tells it so. The stream is to be closed even if that fails.
@@ -103,7 +91,11 @@ func (s *workerService) streamAge() time.Duration {
 
 func (s *workerService) sendFrame(ctx context.Context, stream grpc.ServerStreamingServer[pb.ReadyStepsResponse], f *engine.Frame) error {
 	if f.Heartbeat {
-		return s.sendBeat(stream, f.InFlight)
+		frame, err := s.beat(f.InFlight)
+		if err != nil {
+			return err
+		}
+		return stream.SendMsg(frame)
 	}
 	err := stream.Send(s.frame(f))
 	if err != nil {
@@ -112,31 +104,32 @@ func (s *workerService) sendFrame(ctx context.Context, stream grpc.ServerStreami
 	return err
 }
 
-// sendBeat sends an idle frame. Its messages serve again once they are sent: ten thousand streams get 667 a second, and what is
-// allocated for them brings on the next collection of all that the streams keep.
-func (s *workerService) sendBeat(stream grpc.ServerStreamingServer[pb.ReadyStepsResponse], inFlight int) error {
-	x, _ := beatPool.Get().(*beatParts)
-	if x == nil {
-		x = &beatParts{}
-		x.response.Frame, x.frame.Heartbeat, x.beat.ServerTime = &x.frame, &x.beat, &x.at
-	}
+// beat is an idle frame.
+func (s *workerService) beat(inFlight int) (*encoded, error) {
 	now := s.engine.Now()
-	x.at.Seconds, x.at.Nanos = now.Unix(), int32(now.Nanosecond()) //nolint:gosec // below 10⁹
-	x.beat.InFlight = count(inFlight)
-	err := stream.Send(&x.response)
-	beatPool.Put(x)
-	return err
+	if last := s.lastBeat.Load(); last != nil && last.inFlight == inFlight && now.Sub(last.at).Abs() < beatAge {
+		return last.frame, nil
+	}
+	wire, err := proto.Marshal(&pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Heartbeat{
+		Heartbeat: &pb.StreamHeartbeat{ServerTime: timestamppb.New(now), InFlight: count(inFlight)},
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("encoding an idle frame: %w", err)
+	}
+	frame := &encoded{wire}
+	s.lastBeat.Store(&lastBeat{frame: frame, inFlight: inFlight, at: now})
+	return frame, nil
 }
 
-// beatParts are the messages of an idle frame, in one piece of memory.
-type beatParts struct {
-	response pb.ReadyStepsResponse
-	frame    pb.ReadyStepsResponse_Heartbeat
-	beat     pb.StreamHeartbeat
-	at       timestamppb.Timestamp
-}
+// beatAge is how old the server_time of an idle frame may be. A hundred streams get theirs at once, and most of these are alike.
+const beatAge = time.Millisecond
 
-var beatPool sync.Pool // of *beatParts
+// lastBeat is the idle frame that was made last.
+type lastBeat struct {
+	frame    *encoded
+	inFlight int
+	at       time.Time // its server_time
+}
 
 // undelivered hands back a step that could not be sent. If that fails too, its delivery lease runs out.
 func (s *workerService) undelivered(ctx context.Context, step *task.ReadyStep) {
@@ -171,7 +164,7 @@ func (s *workerService) frame(f *engine.Frame) *pb.ReadyStepsResponse {
 			notice.Blockers = append(notice.Blockers, blocker(&f.Notices[i]))
 		}
 		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Notice{Notice: notice}}
-	default: // it is draining: idle frames are sendBeat's
+	default: // it is draining: idle frames are beat's
 		return &pb.ReadyStepsResponse{Frame: &pb.ReadyStepsResponse_Draining{Draining: &pb.ServerDraining{
 			GraceDuration: durationpb.New(s.settings.DrainGrace),
 		}}}
