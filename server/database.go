@@ -188,17 +188,17 @@ func mayActAsRuntime(ctx context.Context, conn *pgx.Conn) (may bool, err error) 
 }
 
 // probe is the regular look: is the database there, and is it the writable one?
-func (db *database) probe(ctx context.Context) error {
+func (db *database) probe(ctx context.Context) (at time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	var standby bool
-	err := db.store.Cold.QueryRow(ctx, "select pg_is_in_recovery()").Scan(&standby)
+	err = db.store.Cold.QueryRow(ctx, "select clock_timestamp(), pg_is_in_recovery()").Scan(&at, &standby)
 	if err == nil && standby {
 		// It was a primary when we connected, or the name now leads elsewhere: connect anew.
 		db.reset()
 		err = fmt.Errorf("%w: this PostgreSQL is a standby", errNotReady)
 	}
-	return err
+	return at, err
 }
 
 // reset makes the pools connect anew. Connections in use are closed when they come back.

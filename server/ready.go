@@ -39,14 +39,16 @@ type readiness struct {
 	health *health.Server
 	// pulse is when the database last answered somebody else as one that can be written to.
 	pulse func() time.Time
+	// learn takes what the database's clock showed to a question that was asked at began.
+	learn func(began, database time.Time)
 
 	up atomic.Bool // the database has been ready once
 	// first is closed then.
 	first chan struct{}
 }
 
-func newReadiness(db *database, log *slog.Logger, pulse func() time.Time) *readiness {
-	r := &readiness{db: db, log: log, health: health.NewServer(), pulse: pulse, first: make(chan struct{})}
+func newReadiness(db *database, log *slog.Logger, pulse func() time.Time, learn func(began, database time.Time)) *readiness {
+	r := &readiness{db: db, log: log, health: health.NewServer(), pulse: pulse, learn: learn, first: make(chan struct{})}
 	r.tell(healthpb.HealthCheckResponse_NOT_SERVING)
 	r.health.SetServingStatus(Liveness, healthpb.HealthCheckResponse_SERVING)
 	return r
@@ -92,7 +94,7 @@ func (r *readiness) follow(ctx context.Context) {
 	}
 }
 
-// look finds out whether the database answers and, if thorough, whether it is fit for use. As long as it
+// look finds out whether the database answers, what its clock says and, if thorough, whether it is fit for use. As long as it
 // answers the engine it is asked nothing.
 func (r *readiness) look(ctx context.Context, thorough bool) error {
 	if thorough {
@@ -104,7 +106,12 @@ func (r *readiness) look(ctx context.Context, thorough bool) error {
 	if !thorough && time.Since(r.pulse()) < pulseFresh {
 		return nil
 	}
-	return r.db.probe(ctx)
+	began := time.Now()
+	at, err := r.db.probe(ctx)
+	if err == nil {
+		r.learn(began, at)
+	}
+	return err
 }
 
 // sleep waits, and tells whether ctx let it.

@@ -77,7 +77,7 @@ func assemble(c *Config, db *database, log *slog.Logger, creds grpc.ServerOption
 	if p.services, err = rpc.New(p.engine, log, rpc.Settings{DrainGrace: p.moveTime(), StreamAge: c.ConnectionAge}); err != nil {
 		return nil, err
 	}
-	p.ready = newReadiness(db, log, p.engine.Pulse)
+	p.ready = newReadiness(db, log, p.engine.Pulse, p.engine.LearnClock)
 	p.metrics = newMetrics(p.engine, db.store)
 	p.grpc = grpc.NewServer(append(p.limits(), append(p.services.Interceptors(rpc.Around{
 		Timeout: c.CallTimeout, Gate: p.ready.gate, Panicked: p.metrics.panics.Inc,

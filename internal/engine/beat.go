@@ -140,8 +140,11 @@ func (h *hub) beat() {
 			}
 		}
 		// After the notices: whatever is put takes an idle frame that waits away.
-		st.putBeat(len(s.leases))
-		together[s.reg.Connection] = append(together[s.reg.Connection], st)
+		if st.putBeat(len(s.leases)) {
+			st.signal() // whoever was to send the last one is held up
+		} else {
+			together[s.reg.Connection] = append(together[s.reg.Connection], st)
+		}
 	}
 	h.beats.give(those)
 	h.armBeats()

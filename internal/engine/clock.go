@@ -6,30 +6,34 @@ import (
 	"time"
 )
 
-// clock estimates the database's clock, to sleep by and to tell workers. Nothing is decided by it.
+// clock estimates the database's clock, to sleep by and to tell workers. What happens to a step is not decided by it.
 //
-// An answer shows the database's time at some instant between the question and the answer. So the offset is one of those that fit all
-// of them, and of these the least: an estimate is behind the database rather than ahead of it, by no more than the quickest
-// answer took. A slow one, as comes of a busy database, takes nothing away from that. Where the clocks drift apart, or one is set, no
-// offset fits all any more: then it is the nearest that fits the last answer.
+// An answer shows the database's time at some instant between the question and the answer. The offset is the largest that the end of
+// a question's wait has shown, for that is the least it can be: so an estimate is behind the database rather than ahead of it, by as much
+// as the quickest answer took, and a slow one, as comes of a busy database, takes nothing away from it. Since clocks drift apart, an
+// older answer counts for less by mostDrift. One that does not fit the last answer at all is of a clock that was set since.
 type clock struct {
 	offset atomic.Int64 // what the database's is ahead of this machine's
 
-	mu    sync.Mutex // of learn
-	known bool
+	mu sync.Mutex // of learn
+	at time.Time  // of the last answer
 }
+
+// mostDrift is how much two clocks of today differ in their pace, in millionths.
+const mostDrift = 100
 
 // learn heeds that a question asked at began was just answered, and what time the database had when it was.
 func (c *clock) learn(began, database time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	least, most := time.Until(database), database.Sub(began)
-	offset := least
-	if c.known {
-		offset = min(max(time.Duration(c.offset.Load()), least), most)
+	now := time.Now()
+	least, most := database.Sub(now), database.Sub(began)
+	offset := time.Duration(c.offset.Load()) - now.Sub(c.at)/1e6*mostDrift
+	if c.at.IsZero() || offset < least || offset > most {
+		offset = least
 	}
 	c.offset.Store(int64(offset))
-	c.known = true
+	c.at = now
 }
 
 // local turns an instant of the database's clock into one of this machine's.
@@ -40,3 +44,6 @@ func (c *clock) database(t time.Time) time.Time { return t.Add(time.Duration(c.o
 
 // Now is the time of the database's clock, as far as this server knows it.
 func (e *Engine) Now() time.Time { return e.clock.database(time.Now()) }
+
+// LearnClock heeds that somebody else's question to the database, asked at began, was just answered, and what time it had then.
+func (e *Engine) LearnClock(began, database time.Time) { e.clock.learn(began, database) }

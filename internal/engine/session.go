@@ -145,7 +145,6 @@ func (s *session) endStreams() {
 type Opened struct {
 	HeartbeatInterval time.Duration
 	DeliveryTimeout   time.Duration
-	ServerTime        time.Time
 	Lost              []task.Token // of the leases it said it holds
 	InFlight          int          // leases the server knows it to hold
 	Notices           []Notice     // of a poll that brought nothing: why
@@ -204,7 +203,7 @@ func (e *Engine) openSession(ctx context.Context, r *Registration, polling bool)
 		return nil, nil, o, err
 	}
 	e.notifier.moved(id, epoch)
-	o = Opened{HeartbeatInterval: r.HeartbeatInterval, DeliveryTimeout: r.DeliveryTimeout, ServerTime: at}
+	o = Opened{HeartbeatInterval: r.HeartbeatInterval, DeliveryTimeout: r.DeliveryTimeout}
 	var undelivered []store.HeldLease
 	s, undelivered = h.adopt(id, epoch, r, leases, polling, &o)
 	h.probed(probed)

@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -41,8 +43,9 @@ type Stream struct {
 
 	// sending is held from the taking of a frame until it is sent, so that frames keep their order. It comes before the hub's mutex,
 	// and that before mu.
-	sending sync.Mutex
-	send    func(Frame) error // while it is served
+	sending  sync.Mutex
+	send     func(Frame) error // while it is served
+	panicked string            // what send did that somebody else called
 
 	mu       sync.Mutex
 	frames   []Frame
@@ -113,9 +116,7 @@ func (st *Stream) Serve(send func(Frame) error) error {
 		st.sending.Unlock()
 	}()
 	for {
-		st.sending.Lock()
-		err := st.sendWaiting()
-		st.sending.Unlock()
+		err := st.sendOwn()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -124,6 +125,16 @@ func (st *Stream) Serve(send func(Frame) error) error {
 		}
 		<-st.wake
 	}
+}
+
+// sendOwn sends what waits, or panics as somebody did who sent it on its behalf.
+func (st *Stream) sendOwn() error {
+	st.sending.Lock()
+	defer st.sending.Unlock()
+	if st.panicked != "" {
+		panic(st.panicked)
+	}
+	return st.sendWaiting()
 }
 
 // sendWaiting needs st.sending: it sends the frames that wait.
@@ -142,8 +153,7 @@ func (st *Stream) sendWaiting() error {
 // sendTogether sends what waits in streams of one connection: one goroutine wakes for them and not each one's own, and what it sends
 // without a pause becomes few writes. A stream that is being sent to, or is not served, is left to whoever serves it.
 //
-// If a worker does not read and a frame must wait for it, those behind it wait too, but this once: the next call finds the stream
-// being sent to, and passes it by.
+// If a worker does not read and a frame must wait for it, those behind it wait too.
 func sendTogether(streams []*Stream) {
 	for _, st := range streams {
 		if !st.sendOnBehalf() {
@@ -161,6 +171,13 @@ func (st *Stream) sendOnBehalf() bool {
 	if st.send == nil {
 		return false
 	}
+	// A panic is that of whoever serves the stream, where it is seen to.
+	defer func() {
+		if p := recover(); p != nil {
+			st.panicked = fmt.Sprintf("%v\n%s", p, debug.Stack())
+			st.End(nil)
+		}
+	}()
 	if err := st.sendWaiting(); err != nil {
 		st.End(err) // if it was not for that
 	}
@@ -254,19 +271,21 @@ func (st *Stream) put(f Frame) {
 }
 
 // putBeat hands an idle frame over, behind the frames that wait, for those who have it sent. A worker that does not read gets one when
-// it does, not all that it missed.
-func (st *Stream) putBeat(inFlight int) {
+// it does, not all that it missed. waited: the one before has not been sent yet.
+func (st *Stream) putBeat(inFlight int) (waited bool) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	waited = st.beatDue
 	if !st.over {
 		st.beatDue, st.inFlight = true, inFlight
 	}
+	return waited
 }
 
 // Drain asks the worker to open another stream.
 func (st *Stream) Drain() { st.push(Frame{Draining: true}) }
 
-// End ends the stream behind the frames that wait: Next then returns cause, or io.EOF if it is nil. Nothing is granted to it from now
+// End ends the stream behind the frames that wait: Serve then returns cause. Nothing is granted to it from now
 // on, since nobody would be handed it.
 func (st *Stream) End(cause error) {
 	st.hub.mu.Lock()

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -180,56 +181,86 @@ func TestAFrameThatCannotBeSentEndsTheStream(t *testing.T) {
 	})
 }
 
-// A worker that does not read keeps idle frames from the others of its connection once at most.
-func TestAWorkerThatDoesNotReadHoldsItsConnectionUpOnce(t *testing.T) {
-	begun, read := make(chan struct{}, 1), make(chan struct{})
-	var streams []*Stream
-	var beats [3]atomic.Int32
-	var serving sync.WaitGroup
-	for i := range beats {
-		st := &Stream{hub: &hub{}, session: &session{}, wake: make(chan struct{}, 1)}
-		st.putBeat(0)
-		streams = append(streams, st)
-		served := make(chan struct{})
+// A panic while a frame is sent on behalf of a stream is that of whoever serves it: nobody else's, and nobody waits for it.
+func TestAPanicIsThatOfWhoeverServesTheStream(t *testing.T) {
+	for _, byItself := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			st := &Stream{hub: &hub{}, session: &session{}, wake: make(chan struct{}, 1)}
+			panicked := make(chan any, 1)
+			go func() {
+				defer func() { panicked <- recover() }()
+				_ = st.Serve(func(Frame) error { panic("no such frame") })
+			}()
+			synctest.Wait()
+			if byItself {
+				st.push(Frame{Draining: true})
+			} else {
+				st.putBeat(0)
+				sendTogether([]*Stream{st})
+			}
+			if p := fmt.Sprint(<-panicked); !strings.Contains(p, "no such frame") {
+				t.Errorf("by itself: %t; serving ended with %s", byItself, p)
+			}
+			if st.sendOnBehalf() {
+				t.Error("it is sent to after its end")
+			}
+		})
+	}
+}
+
+// Workers that do not read keep an idle frame from the others of their connection once, however many they are.
+func TestWorkersThatDoNotReadHoldTheirConnectionUpOnce(t *testing.T) {
+	h := &hub{beats: newBeats()}
+	h.work = sync.NewCond(&h.mu)
+	defer h.shut()
+	var (
+		sessions []*session
+		streams  []*Stream
+		serving  sync.WaitGroup
+		begun    = make(chan struct{}, 10)
+		read     = make(chan struct{})
+		got      = make(chan int, 100)
+	)
+	const stuck, all = 5, 8 // those that do not read, and all
+	for i := range all {
+		st := &Stream{hub: h, session: &session{}, wake: make(chan struct{}, 1)}
+		s := &session{drained: true, streams: map[*Stream]bool{st: true}, newest: st}
+		s.reg.HeartbeatInterval, s.reg.Connection = time.Hour, 7
+		sessions, streams = append(sessions, s), append(streams, st)
 		serving.Go(func() {
 			_ = st.Serve(func(Frame) error {
-				if beats[i].Add(1) == 1 {
-					close(served)
-				} else if i == 0 {
+				if i < stuck {
 					begun <- struct{}{}
 					<-read
 				}
+				got <- i
 				return nil
 			})
 		})
-		<-served
 	}
-	var sending sync.WaitGroup
-	for round := range 3 {
-		for _, st := range streams {
-			st.putBeat(0)
+	for round := range 2 {
+		h.mu.Lock()
+		for _, s := range sessions {
+			h.beats.add(s, 0)
 		}
-		sent := make(chan struct{})
-		sending.Go(func() {
-			sendTogether(streams)
-			close(sent)
-		})
+		h.beat()
+		h.mu.Unlock()
 		if round == 0 {
-			<-begun
-		} else {
-			<-sent
+			<-begun // the others of the burst wait behind it now
 		}
 	}
-	if a, b := beats[1].Load()-1, beats[2].Load()-1; a < 2 || b < 2 {
-		t.Errorf("the others got %d and %d idle frames of three, want two at least", a, b)
+	heard := map[int]bool{}
+	for len(heard) < all-stuck {
+		select {
+		case i := <-got:
+			heard[i] = true
+		case <-time.After(10 * time.Second):
+			t.Fatalf("of the workers that read only %v have got an idle frame", heard)
+		}
 	}
 	close(read)
-	sending.Wait()
 	for _, st := range streams {
 		st.end(nil)
 	}
 	serving.Wait()
-	if n := beats[0].Load() - 1; n != 2 {
-		t.Errorf("once it reads it gets %d idle frames, want the one that waited to be sent and the last", n)
-	}
 }

@@ -8,9 +8,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Codec reads and writes messages as gRPC's own does, but for two things. What is encoded already is written as it is. And a request that is no message of its type, such as one
-// with text that is not UTF-8, is handed on empty with a mark, so that it is refused like any other bad request. gRPC itself
-// would call it an internal error of the server.
+// Codec reads and writes messages as gRPC's own does, but for two things. What is encoded already is written as it is. And a request
+// that is no message of its type, such as one with text that is not UTF-8, is handed on empty with a mark, so that it is refused
+// like any other bad request. gRPC itself would call it an internal error of the server.
 func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protocodec.Name)} }
 
 type codec struct{ encoding.CodecV2 }

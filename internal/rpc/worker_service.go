@@ -46,7 +46,7 @@ func (s *workerService) ReadySteps(req *pb.ReadyStepsRequest, stream grpc.Server
 	if err != nil {
 		return err
 	}
-	// Next waits for the one thing that wakes it, so that a stream that rests keeps little.
+	// Serve waits for the one thing that wakes it, so that a stream that rests keeps little.
 	detach := context.AfterFunc(ctx, func() { work.End(ctx.Err()) })
 	defer detach()
 	old := time.AfterFunc(s.streamAge(), func() {

@@ -1218,8 +1218,8 @@ func (x *LeaseRevoked) GetStepId() string {
 	return ""
 }
 
-// StreamHeartbeat shows that the dispatcher lives. It is sent by the loop that dispatches steps itself, so its silence means that
-// no steps would come either.
+// StreamHeartbeat shows that the dispatcher lives. The loop that dispatches steps has it sent: if that stands still, so that no
+// steps would come either, none comes.
 type StreamHeartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The database's clock, as far as this server knows it.
