@@ -153,7 +153,8 @@ func (st *Stream) sendWaiting() error {
 // sendTogether sends what waits in streams of one connection: one goroutine wakes for them and not each one's own, and what it sends
 // without a pause becomes few writes. A stream that is being sent to, or is not served, is left to whoever serves it.
 //
-// If a worker does not read and a frame must wait for it, those behind it wait too.
+// If a worker does not read and a frame must wait for it, those behind it wait too, until their next idle frame is due: hub.beat then
+// leaves each to whoever serves it.
 func sendTogether(streams []*Stream) {
 	for _, st := range streams {
 		if !st.sendOnBehalf() {
@@ -184,7 +185,8 @@ func (st *Stream) sendOnBehalf() bool {
 	return true
 }
 
-// Next waits for the next frame of a stream that is not served. io.EOF ends the stream with OK; a *task.Error is told to the worker.
+// Next waits for the next frame of a stream that is not served, for those who want frames and have no call to send them by. io.EOF
+// ends the stream with OK; a *task.Error is told to the worker.
 func (st *Stream) Next(ctx context.Context) (Frame, error) {
 	for {
 		f, ok, err := st.take()
@@ -285,8 +287,8 @@ func (st *Stream) putBeat(inFlight int) (waited bool) {
 // Drain asks the worker to open another stream.
 func (st *Stream) Drain() { st.push(Frame{Draining: true}) }
 
-// End ends the stream behind the frames that wait: Serve then returns cause. Nothing is granted to it from now
-// on, since nobody would be handed it.
+// End ends the stream behind the frames that wait: Serve then returns cause. Nothing is granted to it from now on, since nobody would
+// be handed it.
 func (st *Stream) End(cause error) {
 	st.hub.mu.Lock()
 	if st.session.newest == st {
